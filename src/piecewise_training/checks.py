@@ -1,0 +1,75 @@
+"""The errors about shapes, dtypes and ranges, raised once, where a public function takes its arguments."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def describe(value: object) -> str:
+    """What a caller passed, in the words of an error message.
+
+    Example:
+        >>> import torch
+        >>> describe(torch.zeros(3, 4, dtype=torch.uint8))
+        '(3, 4) uint8'
+        >>> describe("a")
+        "'a' (str)"
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def scores_and_image(scores: Tensor, image: Tensor) -> None:
+    """Checks what the dense CRF is given.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        ValueError: a shape, size or dtype is off, or a score is NaN or infinite.
+    """
+    for name, value in (("scores", scores), ("image", image)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` must be a torch.Tensor; got {describe(value)}.")
+        if value.ndim != 4:
+            raise ValueError(f"`{name}` must be (B, C, H, W); got {describe(value)}. Add a batch axis with [None].")
+    if not scores.is_floating_point():
+        raise ValueError(f"`scores` must be floating point, unnormalised log-probabilities; got {describe(scores)}.")
+    if scores.shape[0] != image.shape[0] or scores.shape[2:] != image.shape[2:]:
+        raise ValueError(
+            "`scores` and `image` must agree in batch, height and width; "
+            f"got {describe(scores)} and {describe(image)}. Resize one to the other."
+        )
+    if 0 in scores.shape or 0 in image.shape:
+        raise ValueError(f"`scores` and `image` must not be empty; got {describe(scores)} and {describe(image)}.")
+    if scores.device != image.device:
+        raise ValueError(f"`scores` and `image` must be on one device; got {scores.device} and {image.device}.")
+    finite("scores", scores)
+    finite("image", image)
+
+
+def finite(name: str, value: Tensor) -> None:
+    """Raises a ValueError where a tensor holds NaN or infinity: one would spread to every pixel."""
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"`{name}` must be finite; {bad} of {value.numel()} values are NaN or infinite.")
+
+
+def positive(name: str, value: Tensor | float) -> None:
+    """Raises a ValueError unless a scalar is finite and above zero."""
+    number = float(value.detach()) if isinstance(value, Tensor) else float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"`{name}` must be a finite number above 0; got {number}.")
+
+
+def labels(target: Tensor, num_classes: int, ignore_index: int = 255) -> None:
+    """Raises a ValueError where a label is neither a class nor void: a GPU would stop without saying why."""
+    wrong = (target != ignore_index) & ((target < 0) | (target >= num_classes))
+    if bool(wrong.any()):
+        found = sorted(set(target[wrong].tolist()))
+        raise ValueError(
+            f"`target` must hold classes 0 to {num_classes - 1} or {ignore_index} (void); it also holds {found[:8]}. "
+            "Set num_classes to the number of classes of the data."
+        )

@@ -1,0 +1,151 @@
+"""The configuration of a run: frozen dataclasses that are YAML, command-line flags and help at once. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DatasetName = Literal["synthetic", "folder", "voc2012", "voc2012_aug", "cityscapes", "camvid"]
+Strategy = Literal["piecewise", "joint", "independent"]
+Loss = Literal["cross_entropy", "structured", "dice", "focal"]
+ClassWeights = Literal["none", "inverse", "median"]
+Precision = Literal["32", "bf16", "16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+        name: The data set; "folder" takes any images and labels, "synthetic" draws its own.
+        root: Folder of voc2012, voc2012_aug, cityscapes or camvid, or of a "folder" that holds images/ and labels/.
+        images: Folder of training images, for "folder".
+        labels: Folder of training labels, for "folder".
+        image_list: File with the names of the training images, for "folder".
+        val_images: Folder of validation images, for "folder"; without it a part of the training images is held out.
+        val_labels: Folder of validation labels, for "folder".
+        val_list: File with the names of the validation images, for "folder".
+        val_fraction: Share of the images held out, where neither val_images nor val_list is given.
+        num_classes: Number of classes, for "folder".
+        class_names: Names of the classes in the order of their indices, for "folder".
+        image_size: Height and width to which images are resized; the size of the drawn scenes, for "synthetic".
+        train_scenes: Number of training scenes, for "synthetic".
+        val_scenes: Number of validation scenes, for "synthetic".
+        crop: Height and width of the training crops; without it the size of the first image.
+        scale: Bounds of the random scale.
+        flip: Probability of a horizontal flip.
+        jitter: Largest relative change of brightness, contrast and saturation.
+        batch_size: Training crops in a batch.
+        workers: Processes that read images; 0 reads in the main process.
+    """
+
+    name: DatasetName = "synthetic"
+    root: str | None = None
+    images: str | None = None
+    labels: str | None = None
+    image_list: str | None = None
+    val_images: str | None = None
+    val_labels: str | None = None
+    val_list: str | None = None
+    val_fraction: float = 0.2
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    train_scenes: int = 320
+    val_scenes: int = 64
+    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] = (0.75, 1.5)
+    flip: float = 0.5
+    jitter: float = 0.3
+    batch_size: int = 8
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The CNN and the CRF's starting point.
+
+    Attributes:
+        unary: The CNN: largefov_vgg16, fcn8s_vgg16 or the name of any convolutional timm backbone.
+        pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
+        output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
+        crf_iterations: Mean-field updates in evaluation.
+        crf_train_iterations: Mean-field updates in training.
+        pos_xy_std: Bandwidth of the spatial kernel, in pixels.
+        pos_w: Weight of the spatial kernel.
+        bilateral_xy_std: Bandwidth of the bilateral kernel, in pixels.
+        bilateral_rgb_std: Bandwidth of the bilateral kernel, in grey levels.
+        bilateral_w: Weight of the bilateral kernel.
+    """
+
+    unary: str = "tf_efficientnet_lite0"
+    pretrained: bool | str | None = None
+    output_stride: Literal[8, 16, 32] = 16
+    crf_iterations: int = 10
+    crf_train_iterations: int = 5
+    pos_xy_std: float = 3.0
+    pos_w: float = 3.0
+    bilateral_xy_std: float = 80.0
+    bilateral_rgb_std: float = 13.0
+    bilateral_w: float = 10.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are moved.
+
+    Attributes:
+        optimizer: Stochastic gradient descent with momentum, or AdamW; the CRF is always trained with Adam.
+        learning_rate: Rate of the CNN in stage 1.
+        weight_decay: Of the CNN; the CRF has none.
+        momentum: Of stochastic gradient descent.
+        backbone_factor: Rate of the pretrained backbone, relative to the rest of the CNN.
+        crf_learning_rate: Rate of the CRF in stage 2; its bandwidths and weights are learned as logarithms.
+        joint_factor: All rates in stage 3, relative to those of stages 1 and 2.
+        schedule: "step" multiplies the rates by 0.1 every step_epochs, "poly" brings them to 0 with power 0.9.
+        step_epochs: Epochs between the steps of "step".
+        warmup_steps: Optimizer steps over which the rates grow from 0.
+        accumulate: Batches whose gradients are added up for one optimizer step.
+        clip: Largest norm of the gradient; 0 does not clip.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 1e-3
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    backbone_factor: float = 1.0
+    crf_learning_rate: float = 0.02
+    joint_factor: float = 0.1
+    schedule: Literal["step", "poly"] = "step"
+    step_epochs: int = 10
+    warmup_steps: int = 0
+    accumulate: int = 1
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The stages and their losses.
+
+    Attributes:
+        strategy: "piecewise" trains the CNN, then the CRF, then both; "joint" both from the first step; "independent"
+            the CNN, then the CRF, never together.
+        stage1_epochs: Epochs of the CNN.
+        stage2_epochs: Epochs of the CRF with the CNN fixed.
+        stage3_epochs: Epochs of both together.
+        loss: Loss of the CNN; the CRF is trained on the negative log-likelihood of its marginals.
+        class_weights: Weights of the classes in the loss, counted from the training labels.
+        precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision.
+        patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.
+        optim: How parameters are moved.
+    """
+
+    strategy: Strategy = "piecewise"
+    stage1_epochs: int = 20
+    stage2_epochs: int = 4
+    stage3_epochs: int = 8
+    loss: Loss = "cross_entropy"
+    class_weights: ClassWeights = "none"
+    precision: Precision = "32"
+    patience: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)

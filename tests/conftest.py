@@ -1,0 +1,57 @@
+"""What tests share: real data where it is there, and small data sets drawn on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def camvid_root() -> Path:
+    """The real CamVid images; tests that want them are skipped where they are not."""
+    if not (SHARED / "camvid").is_dir():
+        pytest.skip("the CamVid images are not on this machine")
+    return SHARED / "camvid"
+
+
+@pytest.fixture
+def lite0_weights() -> Path:
+    """Real ImageNet weights of tf_efficientnet_lite0."""
+    path = SHARED / "tf_efficientnet_lite0.safetensors"
+    if not path.is_file():
+        pytest.skip("the ImageNet weights are not on this machine")
+    return path
+
+
+@pytest.fixture
+def make_pairs(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Writes random images and labels of their names into two folders."""
+
+    def make(
+        names: tuple[str, ...] = ("a", "b", "c"),
+        size: tuple[int, int] = (30, 40),
+        num_classes: int = 3,
+        folder: str = "data",
+    ) -> tuple[Path, Path]:
+        images, labels = tmp_path / folder / "images", tmp_path / folder / "labels"
+        rng = np.random.default_rng(0)
+        for path in (images, labels):
+            path.mkdir(parents=True)
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(images / f"{name}.jpg")
+            Image.fromarray(rng.integers(0, num_classes, size).astype(np.uint8)).save(labels / f"{name}.png")
+        return images, labels
+
+    return make

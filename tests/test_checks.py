@@ -1,0 +1,33 @@
+"""The one layer of errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from piecewise_training import checks
+
+
+def test_labels() -> None:
+    checks.labels(torch.tensor([0, 2, 255]), 3)
+    checks.labels(torch.tensor([0, 2, -1]), 3, ignore_index=-1)
+    with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 2 or 255 \(void\); it also holds \[-1, 3\]"):
+        checks.labels(torch.tensor([3, -1, 3]), 3)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_positive(value: float) -> None:
+    checks.positive("w", 1e-9)
+    with pytest.raises(ValueError, match="`w` must be a finite number above 0; got"):
+        checks.positive("w", torch.tensor(value, requires_grad=True))
+
+
+def test_finite() -> None:
+    checks.finite("x", torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="`x` must be finite; 2 of 3 values are NaN or infinite"):
+        checks.finite("x", torch.tensor([1.0, torch.nan, -torch.inf]))
+
+
+def test_devices() -> None:
+    with pytest.raises(ValueError, match="`scores` and `image` must be on one device; got cpu and meta"):
+        checks.scores_and_image(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3, device="meta"))
