@@ -1,0 +1,104 @@
+"""DenseCRF: parameters, modes, learning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from piecewise_training import crf as package
+from piecewise_training import model
+from piecewise_training.crf import DenseCRF, dense_crf
+from tests.crf.test_meanfield import scene
+
+
+def test_has_two_homes() -> None:
+    assert model.DenseCRF is package.DenseCRF is DenseCRF
+
+
+def test_defaults_are_the_usual_ones() -> None:
+    crf = DenseCRF(4)
+    values = {name: round(value.item(), 4) for name, value in crf.kernel_parameters().items()}
+    assert values == {
+        "pos_xy_std": 3.0, "pos_w": 3.0, "bilateral_xy_std": 80.0, "bilateral_rgb_std": 13.0, "bilateral_w": 10.0,
+    }  # fmt: skip
+    assert crf.num_iterations == 10
+    assert torch.equal(crf.compatibility[0], 1 - torch.eye(4))
+
+
+def test_is_the_function_with_its_parameters() -> None:
+    scores, image = scene(12, 14, 4)
+    torch.testing.assert_close(DenseCRF(4).eval()(scores, image), dense_crf(scores, image), rtol=1e-4, atol=1e-5)
+
+
+def test_iterations_by_mode() -> None:
+    scores, image = scene(12, 14, 3)
+    crf = DenseCRF(3, num_iterations=4, train_iterations=1)
+    torch.testing.assert_close(crf.train()(scores, image), dense_crf(scores, image, iterations=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(crf.eval()(scores, image), dense_crf(scores, image, iterations=4), rtol=1e-4, atol=1e-4)
+    few = DenseCRF(3, num_iterations=2, train_iterations=5).train()
+    torch.testing.assert_close(few(scores, image), dense_crf(scores, image, iterations=2), rtol=1e-4, atol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    scores, image = scene(12, 14, 3)
+    crf = DenseCRF(3)
+    torch.nn.functional.nll_loss(crf(scores, image), scores.argmax(1).roll(2, 2)).backward()
+    for name, parameter in crf.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 1e-7, name
+
+
+def test_weights_and_bandwidths_stay_positive() -> None:
+    scores, image = scene(8, 9, 3)
+    crf = DenseCRF(3, num_iterations=2)
+    optimizer = torch.optim.SGD(crf.parameters(), lr=50.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.nll_loss(crf(scores, image), scores.argmax(1).roll(4, 2)).backward()
+        torch.nn.utils.clip_grad_norm_(crf.parameters(), 0.05)
+        optimizer.step()
+    assert all(value.item() > 0 for value in crf.kernel_parameters().values())
+
+
+def test_recovers_a_bandwidth_from_marginals_made_with_it() -> None:
+    """Learning really moves bandwidths: from 2 pixels back to the 5 that the targets were made with."""
+    scores, image = scene(24, 30, 3)
+    kernels = {"pos_w": 4.0, "bilateral_w": 1e-3}
+    target = dense_crf(scores, image, pos_xy_std=5.0, iterations=2, **kernels).exp()
+    crf = DenseCRF(3, num_iterations=2, pos_xy_std=2.0, **kernels)
+    optimizer = torch.optim.Adam([crf.log_pos_xy_std], lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = -(target * crf(scores, image)).sum(1).mean()
+        loss.backward()
+        optimizer.step()
+    assert crf.pos_xy_std.item() == pytest.approx(5.0, rel=0.15)
+
+
+def test_runs_in_single_precision_under_autocast() -> None:
+    scores, image = scene(8, 9, 3)
+    crf = DenseCRF(3).eval()
+    expected = crf(scores, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(crf(scores, image), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "`num_classes` must be at least 2; got 1"),
+        ({"num_iterations": -1}, "`num_iterations` must be at least 0; got -1"),
+        ({"train_iterations": -2}, "`train_iterations` must be at least 0; got -2"),
+        ({"pos_w": 0.0}, "`pos_w` must be a finite number above 0; got 0.0"),
+        ({"bilateral_xy_std": float("nan")}, "`bilateral_xy_std` must be a finite number above 0; got nan"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DenseCRF(**({"num_classes": 3} | arguments))
+
+
+def test_wrong_number_of_classes() -> None:
+    scores, image = scene(4, 5, 3)
+    with pytest.raises(ValueError, match=r"`unary_logits` must have 4 classes; got \(1, 3, 4, 5\) float32"):
+        DenseCRF(4)(scores, image)

@@ -1,0 +1,188 @@
+"""Mean field against the literal loops, pydensecrf, and autograd through the O(N²) sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from piecewise_training.crf import dense_crf
+from tests.crf import oracle
+
+KERNELS = {
+    "pos_xy_std": 3.0, "pos_w": 3.0, "bilateral_xy_std": 80.0, "bilateral_rgb_std": 13.0, "bilateral_w": 10.0,
+}  # fmt: skip
+
+
+def scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (1, K, H, W) that half know a picture (1, 3, H, W) of smooth regions with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    region = ((np.sin(x / 7 + seed) + np.cos(y / 5)) * classes).astype(int) % classes
+    colours = rng.integers(30, 220, (classes, 3))
+    image = np.clip(colours[region] + rng.normal(0, 5, (height, width, 3)), 0, 255).astype(np.uint8)
+    scores = 2.5 * np.eye(classes)[region] + rng.normal(0, 1.0, (height, width, classes))
+    return torch.tensor(scores, dtype=torch.float32).permute(2, 0, 1)[None], torch.tensor(image).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+def test_exact_mean_field_is_the_literal_one(matrix: bool) -> None:
+    scores, image = scene(6, 7, 3)
+    compatibility = torch.rand(2, 3, 3, dtype=torch.float64) if matrix else None  # not symmetric
+    ours = dense_crf(scores.double(), image, compatibility=compatibility, iterations=4, backend="exact", **KERNELS)
+    features = oracle.image_features(image[0].double().numpy(), 3.0, 80.0, 13.0)
+    potts = 1 - np.eye(3)
+    expected = oracle.mean_field(
+        scores[0].double().numpy().reshape(3, -1),
+        [oracle.normalised(oracle.gaussian(f)) for f in features],
+        [w * (potts if compatibility is None else compatibility[m].numpy()) for m, w in enumerate((3.0, 10.0))],
+        iterations=4,
+    )
+    np.testing.assert_allclose(ours.exp()[0].reshape(3, -1).numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize(
+    ("height", "width", "classes", "kernels"),
+    [
+        (1, 1, 2, {}),
+        (1, 17, 3, {}),
+        (13, 1, 2, {}),
+        (31, 45, 21, {}),
+        (60, 80, 5, {"pos_xy_std": 1.0, "bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0, "bilateral_w": 1.5}),
+        (40, 50, 3, {"pos_xy_std": 200.0, "bilateral_xy_std": 200.0, "bilateral_rgb_std": 200.0}),
+    ],
+)
+def test_equals_pydensecrf(height: int, width: int, classes: int, kernels: dict[str, float], backend: Any) -> None:
+    peer = pytest.importorskip("pydensecrf.densecrf")
+    scores, image = scene(height, width, classes)
+    k = KERNELS | kernels
+    crf = peer.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(-scores[0].numpy().reshape(classes, -1)))
+    crf.addPairwiseGaussian(sxy=k["pos_xy_std"], compat=k["pos_w"])
+    rgb = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+    crf.addPairwiseBilateral(sxy=k["bilateral_xy_std"], srgb=k["bilateral_rgb_std"], rgbim=rgb, compat=k["bilateral_w"])
+    expected = np.array(crf.inference(10)).reshape(classes, height, width)
+    ours = dense_crf(scores, image, iterations=10, backend=backend, **k).exp()[0].numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_filter_errs_as_pydensecrfs_does() -> None:
+    """One mean-field step from flat scores is a filtering: its distance from the exact one is pydensecrf's."""
+    peer = pytest.importorskip("pydensecrf.densecrf")
+    scores, image = scene(24, 30, 4)
+    exact = dense_crf(scores.double(), image, iterations=1, backend="exact", **KERNELS).exp()[0].numpy()
+    ours = dense_crf(scores, image, iterations=1, **KERNELS).exp()[0].numpy()
+    crf = peer.DenseCRF2D(30, 24, 4)
+    crf.setUnaryEnergy(np.ascontiguousarray(-scores[0].numpy().reshape(4, -1)))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()), compat=10)
+    theirs = np.array(crf.inference(1)).reshape(4, 24, 30)
+    assert np.linalg.norm(ours - exact) == pytest.approx(np.linalg.norm(theirs - exact), rel=1e-3)
+
+
+def test_gradients_of_everything() -> None:
+    """Scores, image, weights, bandwidths and compatibilities through unrolled iterations, in double precision."""
+    scores = torch.randn(1, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    image = (40 * torch.rand(1, 3, 3, 4, dtype=torch.float64)).requires_grad_()
+    values = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.5, 0.7, 4.0, 20.0, 1.2)]
+    compatibility = torch.rand(2, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(s: torch.Tensor, i: torch.Tensor, c: torch.Tensor, *v: torch.Tensor) -> torch.Tensor:
+        kernels = dict(zip(KERNELS, (v[0], v[1], v[2], v[3], v[4]), strict=True))
+        return dense_crf(s, i, compatibility=c, iterations=3, backend="exact", **kernels)
+
+    assert torch.autograd.gradcheck(run, (scores, image, compatibility, *values))
+
+
+def test_parameter_gradients_agree_with_the_exact_sum() -> None:
+    """On the lattice every parameter's gradient has the sign and the size of autograd's through the O(N²) sum."""
+    scores, image = scene(40, 48, 4)
+    target = scores.argmax(1).roll(3, 1)
+    gradients = {}
+    for backend in ("exact", "numba"):
+        values = {name: torch.tensor(v, requires_grad=True) for name, v in KERNELS.items()}
+        values["bilateral_w"] = torch.tensor(2.0, requires_grad=True)
+        values["pos_w"] = torch.tensor(1.0, requires_grad=True)
+        compatibility = (1 - torch.eye(4)).repeat(2, 1, 1).requires_grad_()
+        log_q = dense_crf(scores, image, compatibility=compatibility, iterations=2, backend=backend, **values)
+        torch.nn.functional.nll_loss(log_q, target).backward()
+        gradients[backend] = [float(value.grad * value.detach()) for value in values.values()], compatibility.grad
+    np.testing.assert_allclose(gradients["numba"][0], gradients["exact"][0], rtol=0.2, atol=0.01)
+    exact, lattice = gradients["exact"][1], gradients["numba"][1]
+    assert float((exact - lattice).norm() / exact.norm()) < 0.1
+
+
+def test_numba_gradients_are_the_references() -> None:
+    scores, image = scene(20, 24, 5)
+    gradients = []
+    for backend in ("reference", "numba"):
+        values = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in KERNELS.items()}
+        work = scores.double().requires_grad_()
+        dense_crf(work, image, iterations=5, backend=backend, **values)[:, 0].mean().backward()
+        gradients.append([work.grad, *(value.grad for value in values.values())])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-9)
+
+
+def test_larger_weights_make_neighbours_agree() -> None:
+    """The sign: noise on one pixel disappears as the weight grows."""
+    scores = torch.zeros(1, 2, 9, 9)
+    scores[:, 0] = 1
+    scores[:, 0, 4, 4], scores[:, 1, 4, 4] = 0.0, 1.0
+    image = torch.zeros(1, 3, 9, 9)
+    weak, strong = (dense_crf(scores, image, pos_w=w, bilateral_w=w, pos_xy_std=1.0) for w in (0.01, 5.0))
+    assert weak.argmax(1)[0, 4, 4] == 1
+    assert strong.argmax(1)[0, 4, 4] == 0
+
+
+def test_batches_are_images_side_by_side() -> None:
+    scenes = [scene(12, 15, 3, seed) for seed in (1, 2, 3)]
+    together = dense_crf(torch.cat([s for s, _ in scenes]), torch.cat([i for _, i in scenes]))
+    apart = torch.cat([dense_crf(s, i) for s, i in scenes])
+    torch.testing.assert_close(together, apart)
+
+
+def test_marginals_sum_to_one_and_no_iteration_is_softmax() -> None:
+    scores, image = scene(10, 11, 4)
+    torch.testing.assert_close(dense_crf(scores, image).exp().sum(1), torch.ones(1, 10, 11))
+    torch.testing.assert_close(dense_crf(scores, image, iterations=0), scores.log_softmax(1))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 8])
+def test_any_number_of_image_channels(channels: int) -> None:
+    scores, _ = scene(8, 9, 3)
+    image = torch.randint(0, 256, (1, channels, 8, 9), dtype=torch.uint8)
+    ours = dense_crf(scores.double(), image)
+    torch.testing.assert_close(ours, dense_crf(scores.double(), image, backend="reference"))
+
+
+def test_half_precision_scores() -> None:
+    scores, image = scene(8, 9, 3)
+    log_q = dense_crf(scores.bfloat16(), image)
+    assert log_q.dtype == torch.bfloat16
+    torch.testing.assert_close(log_q.float(), dense_crf(scores.bfloat16().float(), image), rtol=1e-2, atol=1e-2)
+
+
+GOOD = torch.zeros(1, 2, 4, 5), torch.zeros(1, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "image", "kernels", "error", "message"),
+    [
+        (np.zeros((1, 2, 4, 5)), GOOD[1], {}, TypeError, "`scores` must be a torch.Tensor; got"),
+        (GOOD[0][0], GOOD[1], {}, ValueError, r"`scores` must be \(B, C, H, W\); got \(2, 4, 5\) float32. Add a batch"),
+        (GOOD[0].long(), GOOD[1], {}, ValueError, "`scores` must be floating point"),
+        (GOOD[0], GOOD[1][..., 1:], {}, ValueError, "must agree in batch, height and width; got .* Resize"),
+        (GOOD[0][:0], GOOD[1][:0], {}, ValueError, "must not be empty"),
+        (GOOD[0] / 0, GOOD[1], {}, ValueError, "`scores` must be finite; 40 of 40 values are NaN or infinite"),
+        (GOOD[0], GOOD[1] + torch.inf, {}, ValueError, "`image` must be finite"),
+        (*GOOD, {"pos_xy_std": 0.0}, ValueError, "`pos_xy_std` must be a finite number above 0; got 0.0"),
+        (*GOOD, {"bilateral_rgb_std": -1.0}, ValueError, "`bilateral_rgb_std` must be a finite number above 0"),
+        (*GOOD, {"compatibility": torch.zeros(2, 2)}, ValueError, r"`compatibility` must be \(2, 2, 2\), a matrix"),
+    ],
+)
+def test_bad_input(scores: Any, image: Any, kernels: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        dense_crf(scores, image, **kernels)
