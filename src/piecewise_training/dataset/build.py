@@ -1,0 +1,139 @@
+"""From a configuration to data sets and loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from piecewise_training.config import DataConfig
+from piecewise_training.dataset.camvid import camvid_dataset
+from piecewise_training.dataset.cityscapes import cityscapes_dataset
+from piecewise_training.dataset.classes import Classes
+from piecewise_training.dataset.files import DataError, Pair, pair_by_stem, read_names
+from piecewise_training.dataset.folder import SegmentationDataset
+from piecewise_training.dataset.synthetic import SyntheticDataset
+from piecewise_training.dataset.transforms import augmentation
+from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset
+
+AnyDataset = SegmentationDataset | SyntheticDataset
+
+_SYNTHETIC_SIZE = (96, 128)
+
+
+def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDataset]:
+    """The training set, augmented, and the validation set, as they are.
+
+    Raises:
+        DataError: something that the configuration names is missing or does not fit.
+    """
+    train, val = _SOURCES[config.name](config, seed)
+    crop = config.crop or train.image_size or train.read(0)[1].shape[:2]
+    train.transform = augmentation((crop[0], crop[1]), config.scale, config.flip, config.jitter)
+    return train, val
+
+
+def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> DataLoader[Any]:
+    """Shuffled batches of crops; the last, smaller batch is left out, because batch norm suffers from it."""
+    if len(dataset) < config.batch_size:  # type: ignore[arg-type]
+        raise DataError(
+            f"{len(dataset)} training images do not fill a batch of {config.batch_size}."  # type: ignore[arg-type]
+            " Lower data.batch_size."
+        )
+    return DataLoader(
+        dataset,
+        config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def val_loader(dataset: Dataset[Any], config: DataConfig) -> DataLoader[Any]:
+    """Whole images in order, one at a time, since their sizes may differ."""
+    return DataLoader(dataset, 1, num_workers=config.workers, persistent_workers=config.workers > 0)
+
+
+def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+    size = config.image_size or _SYNTHETIC_SIZE
+    return SyntheticDataset(config.train_scenes, size, 2 * seed), SyntheticDataset(
+        config.val_scenes, size, 2 * seed + 1
+    )
+
+
+def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+    if config.num_classes is None and config.class_names is None:
+        raise DataError("`data.name` folder needs data.num_classes or data.class_names.")
+    classes = Classes.named(config.class_names) if config.class_names else Classes.numbered(config.num_classes or 0)
+    if config.num_classes not in (None, len(classes)):
+        raise DataError(f"`data.num_classes` is {config.num_classes}, but data.class_names lists {len(classes)}.")
+    images, labels = _images_and_labels(config)
+    names = None if config.image_list is None else read_names(config.image_list)
+    if config.val_images and config.val_labels:
+        train = pair_by_stem(images, labels, names)
+        val_names = None if config.val_list is None else read_names(config.val_list)
+        val = pair_by_stem(Path(config.val_images), Path(config.val_labels), val_names)
+    elif config.val_images or config.val_labels:
+        raise DataError("`data.val_images` and `data.val_labels` must be given together.")
+    elif config.val_list:
+        val = pair_by_stem(images, labels, read_names(config.val_list))
+        held_out = {pair.name for pair in val}
+        train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in held_out]
+    else:
+        train, val = _split(pair_by_stem(images, labels, names), config.val_fraction, seed)
+    if not train:
+        raise DataError("no training image is left: `data.val_list` names every one.")
+    size = config.image_size
+    return (
+        SegmentationDataset.from_pairs(train, size, classes=classes),
+        SegmentationDataset.from_pairs(val, size, classes=classes),
+    )
+
+
+def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
+    if config.images and config.labels:
+        return Path(config.images), Path(config.labels)
+    if config.images or config.labels or not config.root:
+        raise DataError(
+            "`data.name` folder needs data.images and data.labels, or data.root with images/ and labels/ in it."
+        )
+    return Path(config.root) / "images", Path(config.root) / "labels"
+
+
+def _split(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    if not 0 < fraction < 1:
+        raise DataError(f"`data.val_fraction` must be between 0 and 1; got {fraction}.")
+    if len(pairs) < 2:
+        raise DataError(f"{len(pairs)} pair cannot be split into training and validation; give data.val_images.")
+    held_out = min(len(pairs) - 1, max(1, round(fraction * len(pairs))))
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [pairs[i] for i in sorted(order[held_out:])], [pairs[i] for i in sorted(order[:held_out])]
+
+
+def _rooted(config: DataConfig) -> str:
+    if config.root is None:
+        raise DataError(f"`data.name` {config.name} needs data.root, the folder it lies in.")
+    return config.root
+
+
+def _named(build: Any, train_split: str = "train") -> Any:
+    def datasets(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+        del seed
+        root = _rooted(config)
+        return build(root, train_split, config.image_size), build(root, "val", config.image_size)
+
+    return datasets
+
+
+_SOURCES: dict[str, Any] = {
+    "synthetic": _synthetic,
+    "folder": _folder,
+    "voc2012": _named(voc2012_dataset),
+    "voc2012_aug": _named(voc2012_dataset, AUGMENTED),
+    "cityscapes": _named(cityscapes_dataset),
+    "camvid": _named(camvid_dataset),
+}

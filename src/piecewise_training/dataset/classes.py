@@ -1,0 +1,61 @@
+"""What the classes of a data set are called and how they are painted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The names of the classes, in the order of their indices, and the colour of each.
+
+    Raises:
+        ValueError: there are fewer than two classes or more than 255, or not as many colours as names.
+
+    Example:
+        >>> Classes.numbered(3).names
+        ('class 0', 'class 1', 'class 2')
+    """
+
+    names: tuple[str, ...]
+    colours: tuple[Colour, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= 255:
+            raise ValueError(f"there must be 2 to 255 classes; got {len(self.names)}.")
+        if len(self.colours) != len(self.names):
+            raise ValueError(f"{len(self.names)} classes need as many colours; got {len(self.colours)}.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def named(cls, names: Sequence[str]) -> Classes:
+        """Classes with names of one's own, in PASCAL VOC's colours."""
+        return cls(tuple(names), voc_colours(len(names)))
+
+    @classmethod
+    def numbered(cls, count: int) -> Classes:
+        """Classes without names, in PASCAL VOC's colours."""
+        return cls.named([f"class {k}" for k in range(count)])
+
+
+def voc_colours(count: int) -> tuple[Colour, ...]:
+    """PASCAL VOC's colour map: the bits of the index, dealt out to red, green and blue from the highest bit down.
+
+    Example:
+        >>> voc_colours(3)
+        ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+    """
+
+    def colour(index: int) -> Colour:
+        channels = [0, 0, 0]
+        for place in range(8):
+            for channel in range(3):
+                channels[channel] |= (index >> (3 * place + channel) & 1) << (7 - place)
+        return channels[0], channels[1], channels[2]
+
+    return tuple(colour(index) for index in range(count))

@@ -1,0 +1,213 @@
+"""Image and label files: which belong together, and reading them, with an error that names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VOID = 255
+
+# Grey PNG files of fewer than 8 bits: Pillow stretches their values to 0..255, which would scramble class indices.
+_STRETCH = {"L;2": 85, "L;4": 17}
+
+
+class DataError(ValueError):
+    """A file or folder that cannot be trained on, with its name and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its label image, and the name both go by."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def pair_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> list[Pair]:
+    """Pairs images with labels by file name without suffix, in the order of `names`, or sorted.
+
+    Raises:
+        DataError: a folder is missing or empty, two files share a stem, a partner or a listed name is missing.
+    """
+    pairs, faults = match_by_stem(image_dir, label_dir, names)
+    if faults:
+        rest = f" {len(faults) - 1} more files have faults; `piecewise data check` lists all." if faults[1:] else ""
+        raise DataError(faults[0] + rest)
+    return pairs
+
+
+def match_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> tuple[list[Pair], list[str]]:
+    """The pairs of two folders, and a sentence for each file or listed name that lacks a partner.
+
+    Raises:
+        DataError: a folder is missing or empty, or two files share a stem.
+    """
+    images, labels = _by_stem(image_dir, "image_dir"), _by_stem(label_dir, "label_dir")
+    if names is None:
+        names = sorted(images.keys() & labels.keys())
+        faults = [f"image {images[name]} has no label of its name in {label_dir}." for name in images.keys() - labels]
+        faults += [f"label {labels[name]} has no image of its name in {image_dir}." for name in labels.keys() - images]
+    else:
+        names = list(names)
+        faults = [f"{name!r} is listed, but {image_dir} has no such image." for name in names if name not in images]
+        faults += [f"{name!r} is listed, but {label_dir} has no such label." for name in names if name not in labels]
+    pairs = [Pair(name, images[name], labels[name]) for name in names if name in images and name in labels]
+    return pairs, sorted(faults)
+
+
+def partners(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """The file of the same stem in a folder of images, for each path.
+
+    Raises:
+        DataError: the folder is missing or empty, or a path has no partner in it.
+    """
+    images = _by_stem(folder, "images")
+    paths = list(paths)
+    absent = [path for path in paths if path.stem not in images]
+    if absent:
+        raise DataError(f"{absent[0]}{_and_more(absent)} has no image of its name in {folder}.")
+    return [images[path.stem] for path in paths]
+
+
+def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
+    """The names in a list: a file with one a line, or a sequence; suffixes of image files are dropped.
+
+    Raises:
+        DataError: the file does not exist or the list is empty.
+    """
+    if isinstance(image_list, str | Path):
+        path = Path(image_list)
+        if not path.is_file():
+            raise DataError(f"`image_list` {path} does not exist. It must be a text file with one image name a line.")
+        lines: Iterable[str] = path.read_text().split("\n")
+    else:
+        lines = image_list
+    names = [_without_suffix(line.strip()) for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"`image_list` {image_list} names no image.")
+    return names
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads an image as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        DataError: the file is unreadable, truncated or has 16 bits a channel.
+    """
+    image, rawmode = _open(path, "image")
+    if _is_deep(image, rawmode):
+        raise DataError(f"image {path} has more than 8 bits a channel ({image.mode}). Convert it to 8-bit RGB.")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_label(path: Path) -> np.ndarray:
+    """Reads a label image of one class index a pixel (H, W) uint8, from a palette or grey image.
+
+    Raises:
+        DataError: the file is unreadable, truncated, in colour or has 16 bits a pixel.
+    """
+    label, rawmode = _open(path, "label")
+    if _is_deep(label, rawmode):
+        raise DataError(f"label {path} has 16 bits a pixel. Convert it to an 8-bit image of class indices.")
+    if label.mode not in ("1", "L", "P"):
+        raise DataError(
+            f"label {path} is a colour image ({label.mode}), not one of class indices. Convert it once with "
+            "piecewise_training.dataset.labels_from_colours(array, colours), where colours lists the RGB of each "
+            "class in order, and save the result as an 8-bit PNG."
+        )
+    array = np.asarray(ImageOps.exif_transpose(label), dtype=np.uint8)
+    return array // _STRETCH[rawmode] if rawmode in _STRETCH else array
+
+
+def check_label(path: Path, label: np.ndarray, size: tuple[int, int], num_classes: int | None) -> None:
+    """Raises a DataError unless a label has its image's (height, width) and holds only classes and void."""
+    if label.shape != size:
+        raise DataError(
+            f"label {path} is {label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}. "
+            "Both must have the same size."
+        )
+    if num_classes is None:
+        return
+    wrong = np.unique(label[(label >= num_classes) & (label != VOID)])
+    if wrong.size:
+        raise DataError(
+            f"label {path} holds the value {wrong[0]}{_and_more(wrong)}, but classes go from 0 to {num_classes - 1}, "
+            f"and {VOID} is void. Set num_classes to the number of classes, or map the value."
+        )
+
+
+def labels_from_colours(image: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Turns a colour-coded label image into class indices; colours that are not listed become void.
+
+    Args:
+        image: (H, W, 3) uint8.
+        colours: the RGB of each class, in the order of the classes; at most 255.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: the image is not (H, W, 3) uint8, or there are more than 255 colours.
+
+    Example:
+        >>> labels_from_colours(np.array([[[0, 0, 0], [128, 0, 0], [9, 9, 9]]], np.uint8), [(0, 0, 0), (128, 0, 0)])
+        array([[  0,   1, 255]], dtype=uint8)
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"`image` must be (H, W, 3) uint8; got {image.shape} {image.dtype}.")
+    if len(colours) > VOID:
+        raise ValueError(f"`colours` must list at most {VOID} classes; got {len(colours)}.")
+    packed = image.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    index = np.full(packed.shape, VOID, np.uint8)
+    for k, (red, green, blue) in enumerate(colours):
+        index[packed == (red << 16 | green << 8 | blue)] = k
+    return index
+
+
+def _open(path: Path, what: str) -> tuple[Image.Image, str]:
+    """The decoded image, and how the file stores a pixel, which Pillow forgets on decoding; "" if unknown."""
+    try:
+        with Image.open(path) as image:
+            arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+            image.load()
+    except FileNotFoundError as error:
+        raise DataError(f"{what} {path} does not exist.") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what} {path} is no image that Pillow can read. Replace or remove it.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{what} {path} is broken or cut short ({error}). Replace or remove it.") from error
+    return image, str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _is_deep(image: Image.Image, rawmode: str) -> bool:
+    sixteen = ";16" in rawmode and not rawmode.startswith("BGR")  # BGR;16 is a BMP of 5 or 6 bits a channel
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or sixteen
+
+
+def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"`{argument}` {folder} is no folder.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(f"{found[path.stem]} and {path.name} share the name {path.stem!r}. Remove one of them.")
+        found[path.stem] = path
+    if not found:
+        raise DataError(f"`{argument}` {folder} holds no image ({', '.join(s[1:] for s in SUFFIXES)}).")
+    return found
+
+
+def _and_more(items: Sequence[object] | np.ndarray) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name

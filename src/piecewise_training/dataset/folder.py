@@ -1,0 +1,157 @@
+"""Images and labels on disk as a torch data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from piecewise_training.dataset.classes import Classes
+from piecewise_training.dataset.files import Pair, check_label, pair_by_stem, read_image, read_label, read_names
+from piecewise_training.dataset.transforms import normalise, resize
+
+Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+Item = tuple[Float[Tensor, "3 h w"], Int[Tensor, "h w"]]
+
+
+class SegmentationDataset(Dataset[Item]):
+    """Pairs of an image and a label image, found by name in two folders.
+
+    An item is the image as (3, H, W) float, normalised by ImageNet's mean and standard deviation, and the label as
+    (H, W) int64 of class indices with 255 for void. Images may be jpg, png, webp, bmp or tif, grey, palette, RGBA or
+    CMYK, and are turned as their EXIF orientation says. Labels are palette or grey images of class indices and are
+    only ever resized by nearest neighbour.
+
+    Args:
+        image_dir: folder of images.
+        label_dir: folder of labels of the same names.
+        image_size: (height, width) to which both are resized; None keeps the size of the file.
+        transform: called after resizing with an 8-bit image and its mask (torchvision tv_tensors), returns both; any
+            torchvision v2 transform fits, and `transforms.augmentation` gives the usual one.
+        image_list: a text file or a sequence of names, to take only these, in this order.
+        num_classes: if given, labels are checked to hold nothing else than classes and void.
+        classes: names and colours, for reports; gives `num_classes` too.
+
+    Raises:
+        DataError: a folder, a partner or a listed file is missing; or, at an item, a file is broken or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("images", "labels"):
+        ...     (root / name).mkdir()
+        >>> Image.new("RGB", (40, 30)).save(root / "images" / "a.jpg")
+        >>> Image.new("L", (40, 30), 1).save(root / "labels" / "a.png")
+        >>> image, label = SegmentationDataset(root / "images", root / "labels", image_size=(24, 32))[0]
+        >>> image.shape, label.shape, label.unique()
+        (torch.Size([3, 24, 32]), torch.Size([24, 32]), tensor([1]))
+    """
+
+    def __init__(
+        self,
+        image_dir: str | Path,
+        label_dir: str | Path,
+        image_size: tuple[int, int] | None = (512, 512),
+        transform: Transform | None = None,
+        image_list: str | Path | Sequence[str] | None = None,
+        *,
+        num_classes: int | None = None,
+        classes: Classes | None = None,
+    ) -> None:
+        names = None if image_list is None else read_names(image_list)
+        self._setup(
+            pair_by_stem(Path(image_dir), Path(label_dir), names),
+            image_size=image_size,
+            transform=transform,
+            num_classes=num_classes,
+            classes=classes,
+        )
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Sequence[Pair],
+        image_size: tuple[int, int] | None = None,
+        transform: Transform | None = None,
+        *,
+        num_classes: int | None = None,
+        classes: Classes | None = None,
+        label_map: np.ndarray | None = None,
+    ) -> SegmentationDataset:
+        """A data set from pairs found elsewhere.
+
+        Args:
+            pairs: the images and labels.
+            image_size: as above.
+            transform: as above.
+            num_classes: as above.
+            classes: as above.
+            label_map: 256 uint8 values that a label's values are replaced by, before anything else.
+        """
+        dataset = cls.__new__(cls)
+        dataset._setup(
+            pairs,
+            image_size=image_size,
+            transform=transform,
+            num_classes=num_classes,
+            classes=classes,
+            label_map=label_map,
+        )
+        return dataset
+
+    def _setup(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        image_size: tuple[int, int] | None,
+        transform: Transform | None,
+        num_classes: int | None,
+        classes: Classes | None,
+        label_map: np.ndarray | None = None,
+    ) -> None:
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+            raise ValueError(f"`image_size` must be (height, width) of at least 1 or None; got {image_size!r}.")
+        if classes is not None and num_classes not in (None, len(classes)):
+            raise ValueError(f"`num_classes` {num_classes} and the {len(classes)} `classes` contradict each other.")
+        self.pairs = list(pairs)
+        self.image_size = image_size
+        self.transform = transform
+        self.num_classes = len(classes) if classes is not None else num_classes
+        self.classes = Classes.numbered(num_classes) if classes is None and num_classes else classes
+        self.label_map = label_map
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each item."""
+        return [pair.name for pair in self.pairs]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Item:
+        pixels, label = self.read(index)
+        image: Any = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+        mask: Any = tv_tensors.Mask(torch.from_numpy(label))
+        if self.image_size is not None:
+            image, mask = resize(image, self.image_size), resize(mask, self.image_size)
+        if self.transform is not None:
+            image, mask = self.transform(image, mask)
+        return normalise(image).as_subclass(Tensor), mask.as_subclass(Tensor).long()
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image (H, W, 3) and the label (H, W) as they are on disk, both uint8, checked."""
+        pair = self.pairs[index]
+        image = np.array(read_image(pair.image))
+        label = read_label(pair.label)
+        if self.label_map is not None:
+            label = self.label_map[label]
+        check_label(pair.label, label, image.shape[:2], self.num_classes)
+        return image, np.array(label)

@@ -1,0 +1,143 @@
+"""Reads every pair of a folder and says what is in it and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from piecewise_training.dataset import camvid, cityscapes, voc
+from piecewise_training.dataset.files import (
+    VOID,
+    DataError,
+    Pair,
+    check_label,
+    match_by_stem,
+    read_image,
+    read_label,
+    read_names,
+)
+
+FOLDERS = (("images", "labels"), ("images", "masks"), ("JPEGImages", "SegmentationClass"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pairs of one split as found on disk, before any file is opened.
+
+    Attributes:
+        name: the split.
+        pairs: images with their labels.
+        faults: a sentence for each file without a partner.
+        label_map: 256 values by which those of the labels are replaced, if any.
+        num_classes: how many classes the layout has, if it says so.
+    """
+
+    name: str
+    pairs: Sequence[Pair]
+    faults: Sequence[str] = ()
+    label_map: np.ndarray | None = None
+    num_classes: int | None = None
+
+
+@dataclass
+class Survey:
+    """What reading a part found.
+
+    Attributes:
+        name: the split.
+        pairs: number of pairs.
+        sizes: how many images have each (height, width).
+        pixels: number of label pixels of each value, 256 of them.
+        faults: a sentence that names the file, for each fault.
+    """
+
+    name: str
+    pairs: int
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[int]:
+        """The class indices that occur."""
+        return [int(k) for k in np.flatnonzero(self.pixels) if k != VOID]
+
+    def frequency(self, k: int) -> float:
+        """Share of class k among the pixels that are not void."""
+        return float(self.pixels[k] / max(1, self.pixels[:VOID].sum()))
+
+    @property
+    def void_share(self) -> float:
+        """Share of void among all pixels."""
+        return float(self.pixels[VOID] / max(1, self.pixels.sum()))
+
+
+def find_parts(root: Path) -> list[Part]:
+    """Recognises the layout of a folder: VOC, Cityscapes, the SegNet tutorial's CamVid, or images/ and labels/.
+
+    Raises:
+        DataError: the folder does not exist or has none of these layouts.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder.")
+    if (root / "leftImg8bit").is_dir():
+        return [_cityscapes_part(root, split.name) for split in sorted((root / "leftImg8bit").iterdir())]
+    segnet = [split for split in ("train", "val", "test") if camvid.segnet_folder(root, split)]
+    if segnet:
+        return [_segnet_part(root, split) for split in segnet]
+    try:
+        folder = voc.voc_folder(root)
+    except DataError:
+        folder = root
+    lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
+    if lists:
+        return [_voc_part(folder, listing) for listing in lists]
+    for images, labels in FOLDERS:
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            return [Part("all", *match_by_stem(folder / images, folder / labels))]
+    raise DataError(
+        f"{root} has no layout that is known: images/ and labels/ of the same names, VOC (JPEGImages, "
+        "SegmentationClass, ImageSets), Cityscapes (leftImg8bit, gtFine) or CamVid (train, trainannot)."
+    )
+
+
+def survey(part: Part, num_classes: int | None = None) -> Survey:
+    """Opens every pair of a part, and counts classes, sizes and faults."""
+    found = Survey(part.name, len(part.pairs), faults=list(part.faults))
+    classes = num_classes if num_classes is not None else part.num_classes
+    for pair in part.pairs:
+        try:
+            image = read_image(pair.image)
+            label = read_label(pair.label)
+            if part.label_map is not None:
+                label = part.label_map[label]
+            found.sizes[image.height, image.width] += 1
+            found.pixels += np.bincount(label.ravel(), minlength=256)
+            check_label(pair.label, label, (image.height, image.width), classes)
+        except DataError as error:
+            found.faults.append(str(error))
+    return found
+
+
+def _voc_part(folder: Path, listing: Path) -> Part:
+    labels = folder / ("SegmentationClassAug" if listing.stem == voc.AUGMENTED else "SegmentationClass")
+    return Part(listing.stem, *match_by_stem(folder / "JPEGImages", labels, read_names(listing)))
+
+
+def _segnet_part(root: Path, split: str) -> Part:
+    folder = camvid.segnet_folder(root, split)
+    assert folder is not None
+    pairs, faults = match_by_stem(folder / split, folder / f"{split}annot")
+    return Part(split, pairs, faults, camvid.segnet_ids(), len(camvid.CLASSES))
+
+
+def _cityscapes_part(root: Path, split: str) -> Part:
+    try:
+        pairs, by_train_id = cityscapes.cityscapes_pairs(root, split)
+    except DataError as error:
+        return Part(split, [], [str(error)])
+    return Part(split, pairs, [], None if by_train_id else cityscapes.train_ids(), len(cityscapes.CLASSES))

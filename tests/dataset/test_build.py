@@ -1,0 +1,116 @@
+"""From a configuration to loaders: splits, crops, and every fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from piecewise_training.config import DataConfig
+from piecewise_training.dataset import DataError, build_datasets, train_loader, val_loader
+from tests.dataset.test_layouts import make_voc
+
+Maker = Callable[..., tuple[Path, Path]]
+NAMES = tuple("abcdefghij")
+
+
+def config(folders: tuple[Path, Path], **kwargs: Any) -> DataConfig:
+    images, labels = (str(folder) for folder in folders)
+    return DataConfig(**({"name": "folder", "images": images, "labels": labels, "num_classes": 3} | kwargs))
+
+
+def test_held_out_share_is_fixed_by_the_seed(make_pairs: Maker) -> None:
+    folders = make_pairs(NAMES)
+    train, val = build_datasets(config(folders), seed=1)
+    assert (len(train), len(val)) == (8, 2)
+    assert not set(train.names) & set(val.names)
+    assert build_datasets(config(folders), seed=1)[1].names == val.names
+    assert {tuple(build_datasets(config(folders), seed=s)[1].names) for s in range(6)} != {tuple(val.names)}
+
+
+def test_lists_and_own_validation_folders(make_pairs: Maker, tmp_path: Path) -> None:
+    folders, others = make_pairs(NAMES), make_pairs(("x", "y"), folder="val")
+    (tmp_path / "val.txt").write_text("b\nd\n")
+    (tmp_path / "train.txt").write_text("a\nb\nc\n")
+    train, val = build_datasets(config(folders, val_list=str(tmp_path / "val.txt")))
+    assert val.names == ["b", "d"]
+    assert train.names == [name for name in NAMES if name not in "bd"]
+    train, val = build_datasets(
+        config(
+            folders,
+            image_list=str(tmp_path / "train.txt"),
+            val_images=str(others[0]),
+            val_labels=str(others[1]),
+        )
+    )
+    assert (train.names, val.names) == (["a", "b", "c"], ["x", "y"])
+
+
+def test_root_with_images_and_labels(make_pairs: Maker) -> None:
+    root = make_pairs(NAMES)[0].parent
+    train, _ = build_datasets(DataConfig(name="folder", root=str(root), class_names=("p", "q", "r")))
+    assert train.classes is not None
+    assert train.classes.names == ("p", "q", "r")
+
+
+def test_only_training_is_augmented_and_crops_default_to_the_first_image(make_pairs: Maker) -> None:
+    train, val = build_datasets(config(make_pairs(NAMES), scale=(2.0, 2.0)))
+    assert train[0][0].shape == (3, 30, 40)
+    assert val.transform is None
+    assert val[0][0].shape == (3, 30, 40)
+    train, _ = build_datasets(DataConfig(crop=(40, 56)))
+    assert train[0][0].shape == (3, 40, 56)
+
+
+def test_loaders(make_pairs: Maker) -> None:
+    setup = config(make_pairs(NAMES), batch_size=3, workers=0)
+    train, val = build_datasets(setup)
+    batches = list(train_loader(train, setup, seed=1))
+    assert [len(image) for image, _ in batches] == [3, 3]
+    assert [len(image) for image, _ in val_loader(val, setup)] == [1, 1]
+
+
+def test_loader_shuffles_by_seed() -> None:
+    setup = DataConfig(train_scenes=12, batch_size=12, workers=0, jitter=0.0, scale=(1.0, 1.0), flip=0.0)
+    train, _ = build_datasets(setup)
+    first, again, other = (next(iter(train_loader(train, setup, seed)))[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_named_sets(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"train": ["a"], "val": ["b"]})
+    train, val = build_datasets(DataConfig(name="voc2012", root=str(tmp_path)))
+    assert (train.names, val.names, train.num_classes) == (["a"], ["b"], 21)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": None}, "`data.name` folder needs data.num_classes or data.class_names"),
+        ({"class_names": ("x", "y")}, "`data.num_classes` is 3, but data.class_names lists 2"),
+        ({"labels": None}, "`data.name` folder needs data.images and data.labels, or data.root"),
+        ({"val_images": "x"}, "`data.val_images` and `data.val_labels` must be given together"),
+        ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
+        ({"name": "voc2012"}, "`data.name` voc2012 needs data.root, the folder it lies in"),
+        ({"image_list": "nowhere.txt"}, "`image_list` nowhere.txt does not exist"),
+    ],
+)
+def test_faults(make_pairs: Maker, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build_datasets(config(make_pairs(NAMES), **changes))
+
+
+def test_too_few_images(make_pairs: Maker, tmp_path: Path) -> None:
+    setup = config(make_pairs(("a",)))
+    with pytest.raises(DataError, match="1 pair cannot be split into training and validation"):
+        build_datasets(setup)
+    (tmp_path / "val.txt").write_text("a\n")
+    with pytest.raises(DataError, match="no training image is left: `data.val_list` names every one"):
+        build_datasets(config(make_pairs(("a",), folder="other"), val_list=str(tmp_path / "val.txt")))
+    train, _ = build_datasets(config(make_pairs(("a", "b", "c"), folder="third")))
+    with pytest.raises(DataError, match="2 training images do not fill a batch of 8. Lower data.batch_size"):
+        train_loader(train, DataConfig())

@@ -1,0 +1,200 @@
+"""Pairing and reading files: formats, orientation, bit depths, and every fault by name."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piecewise_training.dataset.files import (
+    DataError,
+    check_label,
+    labels_from_colours,
+    match_by_stem,
+    pair_by_stem,
+    partners,
+    read_image,
+    read_label,
+    read_names,
+)
+
+Maker = Callable[..., tuple[Path, Path]]
+
+
+def write_png(path: Path, width: int, depth: int, colour: int, rows: list[bytes]) -> None:
+    """A PNG with a bit depth that Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "tif"])
+def test_image_formats(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (8, 6), (250, 10, 20)).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+    np.testing.assert_allclose(np.asarray(image)[3, 4], (250, 10, 20), atol=12)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA", "1"])
+def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(tmp_path / f"a.{suffix}")
+    image = np.asarray(read_image(tmp_path / f"a.{suffix}"))
+    assert image.shape == (6, 8, 3)
+    assert image.min() >= 250
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 6))
+    image.paste((255, 255, 255), (0, 0, 4, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = np.asarray(read_image(tmp_path / "a.jpg"))
+    assert upright.shape == (8, 6, 3)
+    assert upright[0].mean() > 200
+    assert upright[-1].mean() < 50
+
+
+def test_labels_from_palette_and_grey(tmp_path: Path) -> None:
+    label = np.array([[0, 1], [2, 255]], np.uint8)
+    grey, palette = Image.fromarray(label), Image.fromarray(label)
+    palette.putpalette(bytes(range(256)) * 3)
+    grey.save(tmp_path / "grey.png")
+    palette.save(tmp_path / "palette.png")
+    for name in ("grey", "palette"):
+        np.testing.assert_array_equal(read_label(tmp_path / f"{name}.png"), label)
+
+
+def test_labels_of_few_bits(tmp_path: Path) -> None:
+    """Pillow stretches grey values of 2 and 4 bits to 0..255; class indices must come out as they are."""
+    write_png(tmp_path / "four.png", 4, 4, 0, [bytes([0x12, 0x3F])])
+    write_png(tmp_path / "two.png", 4, 2, 0, [bytes([0b00011011])])
+    Image.fromarray(np.array([[0, 3]], np.uint8)).convert("P").save(tmp_path / "palette.png", bits=2)
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "one.png")
+    assert read_label(tmp_path / "four.png").tolist() == [[1, 2, 3, 15]]
+    assert read_label(tmp_path / "two.png").tolist() == [[0, 1, 2, 3]]
+    assert read_label(tmp_path / "one.png").tolist() == [[1, 0]]
+
+
+def test_colour_label_says_how_to_convert(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png is a colour image \(RGB\).*labels_from_colours"):
+        read_label(tmp_path / "a.png")
+
+
+def test_deep_files(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "grey.png")
+    write_png(tmp_path / "rgb.png", 2, 16, 2, [bytes(12)])
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    for name in ("grey.png", "rgb.png", "float.tif"):
+        with pytest.raises(DataError, match=f"image .*{name} has more than 8 bits a channel"):
+            read_image(tmp_path / name)
+    with pytest.raises(DataError, match=r"label .*grey.png has 16 bits a pixel. Convert it to an 8-bit image"):
+        read_label(tmp_path / "grey.png")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:900])
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError, match=r"image .*cut.jpg is broken or cut short"):
+        read_image(tmp_path / "cut.jpg")
+    with pytest.raises(DataError, match=r"label .*text.png is no image that Pillow can read"):
+        read_label(tmp_path / "text.png")
+    with pytest.raises(DataError, match=r"image .*gone.png does not exist"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_pairs_by_stem_across_formats(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("b", "a"))
+    Image.open(images / "a.jpg").save(images / "a.webp")
+    (images / "a.jpg").unlink()
+    (images / "notes.txt").write_text("not an image")
+    assert [(p.name, p.image.name, p.label.name) for p in pair_by_stem(images, labels)] == [
+        ("a", "a.webp", "a.png"),
+        ("b", "b.jpg", "b.png"),
+    ]
+
+
+def test_a_list_chooses_and_orders(make_pairs: Maker, tmp_path: Path) -> None:
+    images, labels = make_pairs(("a", "b", "c"))
+    (tmp_path / "list.txt").write_text("c.jpg\n\n a \n")
+    names = read_names(tmp_path / "list.txt")
+    assert names == ["c", "a"]
+    assert [pair.name for pair in pair_by_stem(images, labels, names)] == ["c", "a"]
+    assert read_names(["x.png", "y.v2"]) == ["x", "y.v2"]
+
+
+def test_partners_that_are_missing(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a", "b", "c"))
+    (labels / "b.png").unlink()
+    (images / "c.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"image .*b.jpg has no label of its name in .*labels. 1 more files have faults"
+    ):
+        pair_by_stem(images, labels)
+    pairs, faults = match_by_stem(images, labels)
+    assert [pair.name for pair in pairs] == ["a"]
+    assert len(faults) == 2
+    assert "c.png has no image of its name" in faults[1]
+    with pytest.raises(DataError, match="'z' is listed, but .*images has no such image"):
+        pair_by_stem(images, labels, ["a", "z"])
+
+
+def test_folders_that_are_missing_or_empty(tmp_path: Path, make_pairs: Maker) -> None:
+    images, _ = make_pairs()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"`label_dir` .*empty holds no image \(jpg, "):
+        pair_by_stem(images, tmp_path / "empty")
+    with pytest.raises(DataError, match="`image_dir` .*nowhere is no folder"):
+        pair_by_stem(tmp_path / "nowhere", images)
+
+
+def test_two_files_of_one_stem(make_pairs: Maker) -> None:
+    images, labels = make_pairs()
+    Image.new("RGB", (4, 4)).save(images / "a.png")
+    with pytest.raises(DataError, match=r"a.jpg and a.png share the name 'a'. Remove one"):
+        pair_by_stem(images, labels)
+
+
+def test_lists_that_are_missing_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`image_list` .*none.txt does not exist"):
+        read_names(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(DataError, match=r"`image_list` .*empty.txt names no image"):
+        read_names(tmp_path / "empty.txt")
+
+
+def test_check_label() -> None:
+    label = np.array([[0, 1], [7, 255]], np.uint8)
+    check_label(Path("a.png"), label, (2, 2), None)
+    check_label(Path("a.png"), label, (2, 2), 8)
+    with pytest.raises(DataError, match=r"label a.png holds the value 7, but classes go from 0 to 6, and 255 is void"):
+        check_label(Path("a.png"), label, (2, 2), 7)
+    with pytest.raises(DataError, match=r"label a.png is 2 x 2 pixels, its image 4 x 3"):
+        check_label(Path("a.png"), label, (3, 4), None)
+
+
+def test_partners_of_score_files(make_pairs: Maker) -> None:
+    images, _ = make_pairs(("a", "b"))
+    assert [p.name for p in partners([Path("x/b.npy")], images)] == ["b.jpg"]
+    with pytest.raises(DataError, match=r"x/q.npy \(and 1 more\) has no image of its name in .*images"):
+        partners([Path("x/q.npy"), Path("x/r.npy")], images)
+
+
+def test_labels_from_colours_errors() -> None:
+    with pytest.raises(ValueError, match=r"`image` must be \(H, W, 3\) uint8; got \(2, 2\) uint8"):
+        labels_from_colours(np.zeros((2, 2), np.uint8), [(0, 0, 0)])
+    with pytest.raises(ValueError, match="`colours` must list at most 255 classes; got 256"):
+        labels_from_colours(np.zeros((2, 2, 3), np.uint8), [(0, 0, 0)] * 256)

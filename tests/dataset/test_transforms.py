@@ -1,0 +1,66 @@
+"""The augmentation and its bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from piecewise_training.dataset.transforms import RandomScale, augmentation, resize
+
+
+def pair(height: int, width: int) -> tuple[Any, Any]:
+    return (
+        tv_tensors.Image(torch.randint(0, 256, (3, height, width), dtype=torch.uint8)),
+        tv_tensors.Mask(torch.zeros(height, width, dtype=torch.uint8)),
+    )
+
+
+def test_scale_is_one_for_both_and_within_bounds() -> None:
+    sizes = set()
+    for _ in range(50):
+        image, mask = RandomScale(0.5, 2.0)(*pair(40, 60))
+        assert image.shape[1:] == mask.shape
+        assert 20 <= image.shape[1] <= 80
+        assert abs(image.shape[2] / image.shape[1] - 1.5) < 0.1
+        sizes.add(image.shape[1])
+    assert len(sizes) > 20
+
+
+def test_crop_pads_with_void_and_mean_colour() -> None:
+    image, mask = augmentation(crop=(50, 50), scale=(0.5, 0.5), flip=0, jitter=0)(*pair(40, 40))
+    assert mask.shape == (50, 50)
+    assert int((mask == 0).sum()) == 400
+    padding = image[:, mask == 255]
+    assert padding.unique(dim=1).flatten().tolist() == [124, 116, 104]
+
+
+def test_jitter_spares_the_mask() -> None:
+    image, mask = pair(20, 20)
+    changed, same = augmentation(crop=(20, 20), scale=(1, 1), flip=0, jitter=0.5)(image, mask)
+    assert torch.equal(same, mask)
+    assert not torch.equal(changed, image)
+
+
+def test_resize_keeps_pixel_grids_aligned() -> None:
+    """Doubling and halving a mask gives it back, as it does for the image's grid."""
+    _, mask = pair(1, 1)
+    mask = tv_tensors.Mask(torch.randint(0, 5, (7, 9), dtype=torch.uint8))
+    assert torch.equal(resize(resize(mask, (14, 18)), (7, 9)), mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop": (0, 4)}, r"`crop` must be \(height, width\) of at least 1; got \(0, 4\)"),
+        ({"scale": (2.0, 1.0)}, r"`scale` must be two factors, 0 < low <= high; got \(2.0, 1.0\)"),
+        ({"scale": (0.0, 1.0)}, "`scale` must be two factors"),
+        ({"flip": 1.5}, "`flip` must be a probability from 0 to 1; got 1.5"),
+        ({"jitter": -0.1}, "`jitter` must be from 0 to 1; got -0.1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        augmentation(**({"crop": (8, 8)} | arguments))
