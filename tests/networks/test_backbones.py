@@ -1,0 +1,55 @@
+"""timm backbones under the decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from piecewise_training.networks import TimmSegmenter, build_unary
+from piecewise_training.networks.backbones import _rename
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 71)])
+def test_scores_at_a_quarter(output_stride: int, height: int, width: int) -> None:
+    net = TimmSegmenter("mobilenetv3_small_050", 5, output_stride, pretrained=False).eval()
+    assert net.backbone.feature_info.reduction()[-1] == output_stride
+    assert net(torch.zeros(2, 3, height, width)).shape == (2, 5, -(-height // 4), -(-width // 4))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
+def test_weights_of_the_classifier_fit(name: str) -> None:
+    """Every tensor of the feature extractor is found under the names of timm's published classifier."""
+    net = TimmSegmenter(name, 5, pretrained=False)
+    renamed = _rename(timm.create_model(name).state_dict(), net.backbone)
+    assert net.backbone.state_dict().keys() <= renamed.keys()
+
+
+def test_local_weights(lite0_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "piecewise_training"):
+        net = TimmSegmenter("tf_efficientnet_lite0", 11, pretrained=lite0_weights)
+    assert "loaded 288 tensors" in caplog.text
+    assert "missing: none" in caplog.text
+    assert net.backbone.conv_stem.weight.std().item() > 0.1
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(ValueError, match="got 'resnet81'. Did you mean .*resnet"):
+        TimmSegmenter("resnet81", 5, pretrained=False)
+    with pytest.raises(ValueError, match=r"got 'qqqqqqqq'. timm.list_models\(\) gives every name"):
+        TimmSegmenter("qqqqqqqq", 5, pretrained=False)
+
+
+def test_impossible_stride() -> None:
+    with pytest.raises(ValueError, match="`output_stride` must be 8, 16 or 32; got 4"):
+        TimmSegmenter("resnet18", 5, output_stride=4, pretrained=False)
+    with pytest.raises(ValueError, match="'vit_tiny_patch16_224' gives no feature maps at output stride 16"):
+        TimmSegmenter("vit_tiny_patch16_224", 5, pretrained=False)
+
+
+def test_names_of_unary_networks() -> None:
+    assert type(build_unary("fcn8s_vgg16", 3, pretrained=False)).__name__ == "FCN8s"
+    assert type(build_unary("resnet18", 3, pretrained=False, output_stride=32)).__name__ == "TimmSegmenter"
