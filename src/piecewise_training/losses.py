@@ -1,0 +1,179 @@
+"""What is minimised: log-likelihoods of scores and of marginals, and the losses the field compares them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+VOID = 255
+
+UnaryLoss = Callable[[Float[Tensor, "b k h w"], Int[Tensor, "b h w"]], Float[Tensor, ""]]
+
+
+def cross_entropy(
+    logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
+) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of softmax(logits) over the pixels that are not void; 0 if all are.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) classes, 255 for void.
+        weight: of each class; the mean is weighted.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
+        tensor(0.6931)
+    """
+    return marginal_nll(logits.log_softmax(1), target, weight)
+
+
+def marginal_nll(
+    log_q: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
+) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void."""
+    total = functional.nll_loss(log_q, target, weight, ignore_index=VOID, reduction="sum")
+    known = target != VOID
+    count = known.sum() if weight is None else weight[target[known]].sum()
+    return total / count.to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of "same class" or "not the same" for every two 4-neighbours; our own choice.
+
+    With independent pixels, P(same) is the scalar product of two neighbours' class probabilities. Pairs of equal and
+    of different labels, of which there are few, weigh one half each. Pairs with a void end are left out.
+
+    Example:
+        >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
+        >>> float(pairwise_agreement(sure, torch.tensor([[[0, 1]]]))) < 1e-3
+        True
+    """
+    probability = logits.softmax(1)
+    same_all, equal_all = [], []
+    for axis in (2, 3):
+        size = logits.shape[axis]
+        first, second = (probability.narrow(axis, start, size - 1) for start in (0, 1))
+        label, neighbour = (target.narrow(axis - 1, start, size - 1) for start in (0, 1))
+        known = (label != VOID) & (neighbour != VOID)
+        same_all.append((first * second).sum(1)[known])
+        equal_all.append((label == neighbour)[known])
+    same, equal = torch.cat(same_all), torch.cat(equal_all)
+    likelihoods = (same[equal], 1 - same[~equal])
+    terms = [-likelihood.clamp(min=1e-6).log().mean() for likelihood in likelihoods if len(likelihood)]
+    return torch.stack(terms).mean() if terms else logits.sum() * 0
+
+
+class StructuredLoss(nn.Module):
+    """Cross-entropy of every pixel plus the agreement of every two neighbours; both have a gradient to the logits.
+
+    Args:
+        weight: of each class, in the unary term.
+        pairwise_weight: of the pairwise term.
+
+    Example:
+        >>> loss = StructuredLoss()(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 0], [0, 1]]]))
+        >>> round(float(loss), 4)  # log 2 for the pixels, log 2 for the pairs
+        1.3863
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Tensor | None = None, pairwise_weight: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.pairwise_weight = pairwise_weight
+
+    def forward(self, logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
+        """The loss of (B, K, H, W) logits for (B, H, W) labels."""
+        return cross_entropy(logits, target, self.weight) + self.pairwise_weight * pairwise_agreement(logits, target)
+
+
+def dice(
+    logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
+) -> Float[Tensor, ""]:
+    """One minus the soft Dice coefficient, averaged over the classes that occur (Milletari et al., 3DV 2016).
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) classes, 255 for void.
+        weight: of each class in the average.
+    """
+    known = (target != VOID)[:, None]
+    probability = logits.softmax(1) * known
+    truth = functional.one_hot(target.where(target != VOID, 0), logits.shape[1]).movedim(-1, 1) * known
+    overlap = (probability * truth).sum((0, 2, 3))
+    total = probability.sum((0, 2, 3)) + truth.sum((0, 2, 3))
+    present = truth.sum((0, 2, 3)) > 0
+    share = present.to(logits.dtype) if weight is None else present * weight
+    coefficient = 2 * overlap / total.clamp(min=1e-6)
+    return ((1 - coefficient) * share).sum() / share.sum().clamp(min=1e-6)
+
+
+def focal(
+    logits: Float[Tensor, "b k h w"],
+    target: Int[Tensor, "b h w"],
+    weight: Float[Tensor, k] | None = None,
+    gamma: float = 2.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy with each pixel weighted by (1 - p)^gamma, p its true class's probability (Lin et al., ICCV 2017).
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) classes, 255 for void.
+        weight: of each class; the mean is weighted.
+        gamma: 0 gives cross-entropy.
+    """
+    log_p = logits.log_softmax(1)
+    modulated = (1 - log_p.exp()).pow(gamma) * log_p
+    return marginal_nll(modulated, target, weight)
+
+
+def unary_loss(
+    name: Literal["cross_entropy", "structured", "dice", "focal"], weight: Tensor | None = None
+) -> UnaryLoss:
+    """The loss of a name, with the weights of the classes.
+
+    Raises:
+        ValueError: no loss has that name.
+    """
+    if name == "structured":
+        return StructuredLoss(weight)
+    functions = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
+    if name not in functions:
+        raise ValueError(f"`loss` must be cross_entropy, structured, dice or focal; got {name!r}.")
+    function = functions[name]
+    return lambda logits, target: function(logits, target, weight)
+
+
+def class_weights(pixels: Int[Tensor, k], rule: Literal["none", "inverse", "median"]) -> Float[Tensor, k] | None:
+    """Weights of the classes from their frequency.
+
+    "inverse" is proportional to 1 / frequency, with mean 1 over the classes that occur; "median" is the median
+    frequency over the frequency (Eigen & Fergus, ICCV 2015). A class that does not occur has weight 0.
+
+    Args:
+        pixels: number of pixels of each class.
+        rule: "none" gives None.
+
+    Raises:
+        ValueError: no rule has that name, or there is no pixel.
+
+    Example:
+        >>> class_weights(torch.tensor([8, 4, 2]), "median")
+        tensor([0.5000, 1.0000, 2.0000])
+    """
+    if rule == "none":
+        return None
+    if rule not in ("inverse", "median"):
+        raise ValueError(f"`class_weights` must be none, inverse or median; got {rule!r}.")
+    present = pixels > 0
+    if not bool(present.any()):
+        raise ValueError("`pixels` must count at least one pixel that is not void.")
+    frequency = pixels.double() / pixels.sum()
+    scale = frequency[present].median() if rule == "median" else 1 / (1 / frequency[present]).mean()
+    return torch.where(present, scale / frequency, 0.0).float()

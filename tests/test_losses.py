@@ -1,0 +1,148 @@
+"""Losses against literal loops, gradients, void, class weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from piecewise_training.losses import (
+    StructuredLoss,
+    class_weights,
+    cross_entropy,
+    dice,
+    focal,
+    marginal_nll,
+    pairwise_agreement,
+    unary_loss,
+)
+
+K, VOID = 3, 255
+LOSSES = ["cross_entropy", "structured", "dice", "focal"]
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.randn(2, K, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, K, (2, 4, 5))
+    target[0, 0] = VOID
+    target[1, 2, 3] = VOID
+    return logits, target
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_is_torchs(weighted: bool) -> None:
+    logits, target = batch()
+    weight = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
+    expected = functional.cross_entropy(logits, target, weight, ignore_index=VOID)
+    torch.testing.assert_close(cross_entropy(logits, target, weight), expected)
+    torch.testing.assert_close(marginal_nll(logits.log_softmax(1), target, weight), expected)
+
+
+def test_pairwise_agreement_is_the_double_loop() -> None:
+    logits, target = batch()
+    probability = logits.softmax(1)
+    same, different = [], []
+    for b in range(2):
+        for y in range(4):
+            for x in range(5):
+                for v, u in ((y + 1, x), (y, x + 1)):
+                    if v > 3 or u > 4 or VOID in (int(target[b, y, x]), int(target[b, v, u])):
+                        continue
+                    agree = (probability[b, :, y, x] * probability[b, :, v, u]).sum().item()
+                    if target[b, y, x] == target[b, v, u]:
+                        same.append(-math.log(agree))
+                    else:
+                        different.append(-math.log(1 - agree))
+    expected = (sum(same) / len(same) + sum(different) / len(different)) / 2
+    assert pairwise_agreement(logits, target).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_dice_is_the_formula() -> None:
+    logits, target = batch()
+    probability, known = logits.softmax(1), target != VOID
+    coefficients = []
+    for k in range(K):
+        p, t = probability[:, k][known], (target[known] == k).double()
+        coefficients.append(1 - 2 * (p * t).sum() / (p.sum() + t.sum()))
+    torch.testing.assert_close(dice(logits, target), torch.stack(coefficients).mean())
+
+
+def test_dice_leaves_out_absent_classes() -> None:
+    logits = torch.zeros(1, 3, 1, 2)
+    logits[:, 0] = 40
+    assert dice(logits, torch.zeros(1, 1, 2, dtype=torch.long)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_focal_is_the_formula_and_cross_entropy_at_zero() -> None:
+    logits, target = batch()
+    p = logits.softmax(1).gather(1, target.where(target != VOID, 0)[:, None])[:, 0][target != VOID]
+    torch.testing.assert_close(focal(logits, target, gamma=1.5), ((1 - p) ** 1.5 * -p.log()).mean())
+    torch.testing.assert_close(focal(logits, target, gamma=0.0), cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name: str) -> None:
+    logits, target = batch()
+    weight = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    loss = unary_loss(name, weight)  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(lambda z: loss(z, target), (logits,))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_all_void_is_zero_and_not_nan(name: str) -> None:
+    logits, target = batch()
+    loss = unary_loss(name)(logits, torch.full_like(target, VOID))  # type: ignore[arg-type]
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_void_has_no_influence(name: str) -> None:
+    logits, target = batch()
+    loss = unary_loss(name)  # type: ignore[arg-type]
+    changed = logits.detach().clone()
+    changed[1, :, 2, 3] += torch.randn(K, dtype=torch.float64)
+    torch.testing.assert_close(loss(changed, target), loss(logits, target).detach())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_descent_learns(name: str) -> None:
+    _, target = batch()
+    logits = torch.zeros(2, K, 4, 5, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=20.0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        unary_loss(name)(logits, target).backward()  # type: ignore[arg-type]
+        optimizer.step()
+    known = target != VOID
+    assert bool((logits.argmax(1) == target)[known].all())
+
+
+def test_structured_loss_adds_its_terms() -> None:
+    logits, target = batch()
+    expected = cross_entropy(logits, target) + 0.3 * pairwise_agreement(logits, target)
+    torch.testing.assert_close(StructuredLoss(pairwise_weight=0.3)(logits, target), expected)
+
+
+def test_class_weights() -> None:
+    pixels = torch.tensor([60, 30, 10, 0])
+    assert class_weights(pixels, "none") is None
+    inverse, median = class_weights(pixels, "inverse"), class_weights(pixels, "median")
+    assert inverse is not None
+    assert median is not None
+    torch.testing.assert_close(inverse[:3] * pixels[:3], torch.full((3,), float(inverse[0] * 60)))
+    assert inverse[:3].mean().item() == pytest.approx(1)
+    torch.testing.assert_close(median, torch.tensor([0.5, 1.0, 3.0, 0.0]))
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="`loss` must be cross_entropy, structured, dice or focal; got 'hinge'"):
+        unary_loss("hinge")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`class_weights` must be none, inverse or median; got 'log'"):
+        class_weights(torch.ones(2), "log")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`pixels` must count at least one pixel"):
+        class_weights(torch.zeros(2, dtype=torch.long), "median")

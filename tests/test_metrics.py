@@ -1,0 +1,151 @@
+"""Metrics against scikit-learn, and border measures against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn
+
+from piecewise_training.metrics import BorderMetrics, SegmentationMetrics, border_band, scores_from_confusion
+
+VOID = 255
+
+
+def maps(seed: int, classes: int, shape: tuple[int, ...] = (2, 9, 11)) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, classes, shape, generator=g)
+    prediction = torch.where(torch.rand(shape, generator=g) < 0.6, truth, torch.randint(0, classes, shape, generator=g))
+    truth[torch.rand(shape, generator=g) < 0.1] = VOID
+    return prediction, truth
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), classes=st.integers(2, 6))
+def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
+    prediction, truth = maps(seed, classes)
+    metrics = SegmentationMetrics(classes)
+    for p, t in zip(prediction, truth, strict=True):
+        metrics.update(p[None], t[None])
+    scores = metrics.compute()
+    p, t = (m[truth != VOID].numpy() for m in (prediction, truth))
+    present = sorted(set(p) | set(t))
+    named = {"labels": range(classes), "average": None, "zero_division": np.nan}
+    np.testing.assert_array_equal(metrics.confusion.numpy(), sklearn.confusion_matrix(t, p, labels=range(classes)))
+    np.testing.assert_allclose(scores.iou[present], sklearn.jaccard_score(t, p, labels=present, average=None))
+    np.testing.assert_allclose(scores.precision, sklearn.precision_score(t, p, **named))
+    np.testing.assert_allclose(scores.recall, sklearn.recall_score(t, p, **named))
+    np.testing.assert_allclose(scores.f1[present], sklearn.f1_score(t, p, labels=present, average=None))
+    assert scores.miou == pytest.approx(sklearn.jaccard_score(t, p, labels=present, average="macro"))
+    assert scores.pixel_accuracy == pytest.approx(sklearn.accuracy_score(t, p))
+    assert scores.mean_accuracy == pytest.approx(sklearn.recall_score(t, p, labels=sorted(set(t)), average="macro"))
+    weighted = sklearn.jaccard_score(t, p, labels=present, average="weighted", zero_division=0)
+    assert scores.frequency_weighted_iou == pytest.approx(weighted)
+
+
+def test_one_matrix_over_the_whole_set() -> None:
+    """Not the mean of the images' scores."""
+    metrics = SegmentationMetrics(2)
+    metrics.update(torch.tensor([[[0, 0, 0, 0]]]), torch.tensor([[[0, 0, 0, 0]]]))
+    metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[1, 1]]]))
+    assert metrics.compute().miou == pytest.approx((4 / 5 + 1 / 2) / 2)
+
+
+def test_absent_classes_stay_out() -> None:
+    scores = scores_from_confusion(torch.tensor([[4, 0, 1], [0, 0, 0], [0, 0, 5]]))
+    assert math.isnan(scores.iou[1])
+    assert scores.miou == pytest.approx((4 / 5 + 5 / 6) / 2)
+    false_alarm = scores_from_confusion(torch.tensor([[4, 1], [0, 0]]))
+    assert false_alarm.iou.tolist() == [0.8, 0.0]
+    assert false_alarm.mean_accuracy == 0.8
+
+
+def test_nothing_seen_is_nan_and_not_an_error() -> None:
+    scores = SegmentationMetrics(2)
+    scores.update(torch.zeros(1, 1, 1, dtype=torch.long), torch.full((1, 1, 1), VOID))
+    assert math.isnan(scores.compute().miou)
+
+
+def test_reset() -> None:
+    metrics = SegmentationMetrics(2)
+    metrics.update(torch.tensor([[[0]]]), torch.tensor([[[1]]]))
+    metrics.compute()
+    metrics.reset()
+    metrics.update(torch.tensor([[[1]]]), torch.tensor([[[1]]]))
+    assert metrics.compute().pixel_accuracy == 1
+
+
+def test_bad_labels() -> None:
+    metrics = SegmentationMetrics(2)
+    with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 1 or 255 \(void\); it also holds \[2, 7\]"):
+        metrics.update(torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[2, 7]]]))
+    with pytest.raises(ValueError, match=r"must have one shape; got \(1, 1, 2\) int64 and \(1, 1, 1\) int64"):
+        metrics.update(torch.zeros(1, 1, 2, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long))
+
+
+def brute_band(labels: np.ndarray, width: int) -> np.ndarray:
+    height, breadth = labels.shape
+    band = np.zeros(labels.shape, bool)
+    for y in range(height):
+        for x in range(breadth):
+            if labels[y, x] == VOID:
+                continue
+            window = labels[max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1]
+            band[y, x] = bool(((window != labels[y, x]) & (window != VOID)).any())
+    return band
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 4), classes=st.integers(2, 4))
+def test_band_is_the_brute_force_one(seed: int, width: int, classes: int) -> None:
+    _, truth = maps(seed, classes, (1, 8, 10))
+    truth = truth.repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :17, :]
+    np.testing.assert_array_equal(border_band(truth, width)[0].numpy(), brute_band(truth[0].numpy(), width))
+
+
+def test_border_scores_are_the_brute_force_ones() -> None:
+    classes, images = 3, []
+    for seed in range(3):
+        prediction, truth = (m.repeat_interleave(6, 1).repeat_interleave(6, 2) for m in maps(seed, classes, (1, 5, 6)))
+        images.append((prediction.roll(2, 2), truth))
+    metrics = BorderMetrics(classes, boundary=0.05, bands=(1, 3))
+    for prediction, truth in images:
+        metrics.update(prediction, truth)
+    ours = metrics.compute()
+
+    width = max(1, round(0.05 * math.hypot(30, 36)))
+    intersection, union = np.zeros(classes), np.zeros(classes)
+    trimap = {band: np.zeros((classes, classes)) for band in (1, 3)}
+    for prediction, truth in images:
+        t = truth[0].numpy()
+        p = np.where(t == VOID, VOID, prediction[0].numpy())
+        true_edge, found_edge = brute_band(t, width), brute_band(p, width)
+        for k in range(classes):
+            a, b = true_edge & (t == k), found_edge & (p == k)
+            intersection[k] += (a & b).sum()
+            union[k] += (a | b).sum()
+        for band, matrix in trimap.items():
+            for i, j in zip(t[brute_band(t, band)], p[brute_band(t, band)], strict=True):
+                matrix[i, j] += 1
+    assert ours["boundary_iou"] == pytest.approx((intersection / union).mean())
+    for band, matrix in trimap.items():
+        iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+        assert ours[f"trimap_{band}"] == pytest.approx(iou.mean())
+
+
+def test_perfect_borders() -> None:
+    _, truth = maps(0, 3)
+    metrics = BorderMetrics(3)
+    metrics.update(truth.where(truth != VOID, 0), truth)
+    assert all(value == 1 for value in metrics.compute().values())
+
+
+def test_bad_border_arguments() -> None:
+    with pytest.raises(ValueError, match="`boundary` must be a share of the diagonal between 0 and 1; got 2"):
+        BorderMetrics(2, boundary=2)
+    with pytest.raises(ValueError, match=r"`bands` must be distances of at least 1 pixel; got \(0,\)"):
+        BorderMetrics(2, bands=(0,))
