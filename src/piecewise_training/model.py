@@ -1,0 +1,184 @@
+"""The trained model: a unary network and a dense CRF, built, run, saved and loaded as one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from piecewise_training import __version__, checks
+from piecewise_training.crf import DenseCRF
+from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, Classes
+from piecewise_training.networks import Pretrained, build_unary
+from piecewise_training.writing import atomic_write
+
+__all__ = ["DenseCRF", "PiecewiseTrainedModel"]
+
+_FORMAT = "piecewise-training model"
+
+
+class PiecewiseTrainedModel(nn.Module):
+    """A network that scores every pixel, and a dense CRF that makes the scores agree with the image.
+
+    Args:
+        num_classes: K, at least 2.
+        crf_iterations: mean-field updates in evaluation mode.
+        use_crf: False leaves the CRF out; `forward` then returns None for it.
+        unary: "largefov_vgg16", "fcn8s_vgg16", the name of a timm backbone, or a module of one's own from (B, 3, H, W)
+            to K score maps of any size.
+        pretrained: ImageNet weights for a network given by name: True, False, a local file, or None to try.
+        output_stride: 8, 16 or 32, for a timm backbone.
+        crf: the CRF's starting values and options, as `DenseCRF` takes them.
+        classes: names and colours of the classes, kept with the model for reports and predictions.
+
+    Raises:
+        ValueError: an argument is out of its range, or a name is unknown.
+
+    Example:
+        >>> model = PiecewiseTrainedModel(5, unary=nn.Conv2d(3, 5, 3, stride=4, padding=1)).eval()
+        >>> unary_logits, log_q = model(torch.zeros(1, 3, 32, 40))
+        >>> unary_logits.shape, log_q.shape
+        (torch.Size([1, 5, 32, 40]), torch.Size([1, 5, 32, 40]))
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        crf_iterations: int = 10,
+        use_crf: bool = True,
+        *,
+        unary: str | nn.Module = "largefov_vgg16",
+        pretrained: Pretrained = None,
+        output_stride: int = 16,
+        crf: dict[str, Any] | None = None,
+        classes: Classes | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"`num_classes` must be at least 2; got {num_classes}.")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(f"`classes` must name {num_classes} classes; got {len(classes)}.")
+        self.num_classes = num_classes
+        self.classes = classes if classes is not None else Classes.numbered(num_classes)
+        own = isinstance(unary, nn.Module)
+        self.configuration: dict[str, Any] = {
+            "num_classes": num_classes,
+            "crf_iterations": crf_iterations,
+            "use_crf": use_crf,
+            "unary": None if own else unary,
+            "output_stride": output_stride,
+            "crf": dict(crf or {}),
+        }
+        self.unary: nn.Module = (
+            unary
+            if isinstance(unary, nn.Module)
+            else build_unary(unary, num_classes, output_stride=output_stride, pretrained=pretrained)
+        )
+        self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"], apply_crf: bool = True
+    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k h w"] | None]:
+        """Scores an image.
+
+        Args:
+            image: (B, 3, H, W), normalised by ImageNet's mean and standard deviation.
+            apply_crf: False skips the CRF.
+
+        Returns:
+            The unary network's logits and the CRF's log-marginals log Q, both of the image's size; None for the
+            latter without a CRF.
+
+        Raises:
+            ValueError: the image is not (B, 3, H, W) floating point, or the network does not return K score maps.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise ValueError(
+                f"`image` must be (B, 3, H, W) floating point, normalised as ImageNet; got {checks.describe(image)}."
+            )
+        scores = self.unary(image)
+        if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != self.num_classes:
+            raise ValueError(
+                f"`unary` must return {self.num_classes} score maps (B, {self.num_classes}, h, w); "
+                f"it returned {checks.describe(scores)}."
+            )
+        logits = functional.interpolate(scores.float(), image.shape[2:], mode="bilinear", align_corners=False)
+        if self.crf is None or not apply_crf:
+            return logits, None
+        return logits, self.crf(logits, self.to_grey_levels(image))
+
+    def to_grey_levels(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Undoes ImageNet's normalisation: RGB from 0 to 255, as the CRF wants it."""
+        return ((image.float() * self.std + self.mean) * 255).clamp(0, 255)
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and configuration to one safetensors file, the configuration as JSON in its header.
+
+        Raises:
+            ValueError: the file's name does not end in .safetensors.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"`path` must end in .safetensors; got {path}.")
+        header = {
+            "format": _FORMAT,
+            "version": __version__,
+            "model": json.dumps(self.configuration),
+            "classes": json.dumps(asdict(self.classes)),
+        }
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        with atomic_write(path) as temporary:
+            safetensors.torch.save_file(state, temporary, header)
+
+    @classmethod
+    def load(cls, path: str | Path, unary: nn.Module | None = None) -> PiecewiseTrainedModel:
+        """Reads a model back, in evaluation mode, without repeating its arguments.
+
+        Args:
+            path: what `save` wrote, or a folder that a training run left.
+            unary: the network, where it was a module of one's own: its weights are in the file, its code is not.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no saved model, or `unary` is missing, superfluous or does not fit.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "piecewise_model_final.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"no model at {path}: `path` must be a file written by save, or a run's folder.")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error}).") from error
+        if header.get("format") != _FORMAT:
+            raise ValueError(f"{path} holds weights but no model's configuration; it was not written by save.")
+        configuration = json.loads(header["model"])
+        stored = json.loads(header["classes"])
+        classes = Classes(tuple(stored["names"]), tuple((r, g, b) for r, g, b in stored["colours"]))
+        name = configuration.pop("unary")
+        if name is None and unary is None:
+            raise ValueError(f"{path} was saved with a network of its own: pass it as `unary`.")
+        if name is not None and unary is not None:
+            raise ValueError(f"{path} was saved with the network {name!r}: leave `unary` out.")
+        network = str(name) if unary is None else unary
+        model = cls(**configuration, unary=network, pretrained=False, classes=classes)
+        try:
+            model.load_state_dict(safetensors.torch.load_file(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the network: {error}") from error
+        return model.eval()

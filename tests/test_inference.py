@@ -1,0 +1,91 @@
+"""Evaluation, prediction and refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from piecewise_training.dataset import SyntheticDataset, normalise
+from piecewise_training.inference import evaluate, predict, refine, scores_from_labels
+from piecewise_training.metrics import SegmentationMetrics
+from tests.test_model import Blocks, small_model
+
+
+def test_evaluate_is_the_metric_of_the_predictions() -> None:
+    model = small_model(7)
+    dataset = SyntheticDataset(3, image_size=(32, 40))
+    outcome = evaluate(model, DataLoader(dataset, 1))
+    assert outcome.crf is not None
+    for index, result in enumerate((outcome.unary, outcome.crf)):
+        metrics = SegmentationMetrics(7)
+        for image, label in dataset:
+            metrics.update(model(image[None])[index].argmax(1), label[None])
+        assert result.scores.miou == metrics.compute().miou
+        assert torch.equal(result.confusion, metrics.confusion)
+    assert outcome.crf.seconds > outcome.unary.seconds > 0
+    assert set(outcome.unary.borders) == {"boundary_iou", *(f"trimap_{w}" for w in (1, 2, 4, 8, 16))}
+
+
+def test_evaluate_without_crf_and_without_images() -> None:
+    model = small_model(7, use_crf=False)
+    assert evaluate(model, DataLoader(SyntheticDataset(1, image_size=(32, 32)))).crf is None
+    with pytest.raises(ValueError, match="`batches` holds no image to evaluate on"):
+        evaluate(model, [])
+
+
+def test_images_of_unequal_size() -> None:
+    batches = [(torch.randn(1, 3, h, w), torch.zeros(1, h, w, dtype=torch.long)) for h, w in ((20, 30), (25, 21))]
+    assert evaluate(small_model(), batches).unary.scores.support.sum() == 20 * 30 + 25 * 21
+
+
+@pytest.mark.parametrize("apply_crf", [True, False])
+def test_predict_takes_pil_and_arrays(apply_crf: bool) -> None:
+    model = small_model()
+    array = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
+    prediction = predict(model, array, apply_crf)
+    logits, log_q = model(normalise(torch.from_numpy(array).permute(2, 0, 1))[None], apply_crf)
+    final = log_q if apply_crf else logits.log_softmax(1)
+    np.testing.assert_array_equal(prediction.labels, final.argmax(1)[0].numpy())
+    np.testing.assert_array_equal(prediction.unary_labels, logits.argmax(1)[0].numpy())
+    np.testing.assert_allclose(prediction.probabilities, final.exp()[0].detach().numpy(), rtol=1e-4, atol=1e-6)
+    again = predict(model, Image.fromarray(array), apply_crf)
+    np.testing.assert_array_equal(again.labels, prediction.labels)
+
+
+def test_predict_leaves_no_graph_and_takes_other_devices_networks() -> None:
+    model = small_model()
+    predict(model, np.zeros((8, 8, 3), np.uint8))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bad_images() -> None:
+    with pytest.raises(ValueError, match=r"`image` must be \(H, W, 3\) uint8; got \(8, 8\) uint8"):
+        predict(small_model(), np.zeros((8, 8), np.uint8))
+
+
+def test_refine_sharpens_a_blurred_border() -> None:
+    """A border that the scores have 3 pixels off comes back to the image's."""
+    image = np.full((24, 32, 3), 40, np.uint8)
+    image[:, 16:] = 200
+    scores = np.zeros((2, 24, 32), np.float32)
+    scores[1] = np.clip(0.3 * (np.arange(32) - 12.5), -2, 2)
+    assert (scores[1] > 0)[:, 13:16].all()
+    labels, probabilities = refine(scores, image, bilateral_xy_std=20.0)
+    np.testing.assert_array_equal(labels, np.tile(np.arange(32) >= 16, (24, 1)))
+    np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
+
+
+def test_scores_from_labels() -> None:
+    scores = np.exp(scores_from_labels(np.array([[0, 2, 255]], np.uint8), 3, 0.8))
+    np.testing.assert_allclose(scores[:, 0].T, [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`confidence` must be between 1 / 3 and 1; got 0.2"):
+        scores_from_labels(np.zeros((1, 1), np.uint8), 3, 0.2)
+    with pytest.raises(ValueError, match=r"`labels` must hold 0 to 2 or 255; it also holds \[7\]"):
+        scores_from_labels(np.full((1, 1), 7, np.uint8), 3)
+
+
+def test_own_module_is_moved_with_the_model() -> None:
+    assert isinstance(small_model().unary, Blocks)

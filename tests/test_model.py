@@ -1,0 +1,168 @@
+"""PiecewiseTrainedModel: the first code's interface, shapes, saving and loading, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from piecewise_training.dataset import Classes, normalise
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.networks import vgg
+
+
+class Blocks(nn.Module):
+    """Somebody's own network: score maps at a fifth of the size, whatever that is."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(3, num_classes, 5, stride=5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.score(image)
+
+
+def small_model(num_classes: int = 3, **kwargs: object) -> PiecewiseTrainedModel:
+    return PiecewiseTrainedModel(num_classes, unary=Blocks(num_classes), **kwargs).eval()  # type: ignore[arg-type]
+
+
+def test_first_codes_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(vgg, "_fetch_vgg16", no_network)
+    with pytest.warns(UserWarning, match="could not be fetched; training starts from random weights"):
+        model = PiecewiseTrainedModel(num_classes=21, crf_iterations=10, use_crf=True).eval()
+    with torch.no_grad():
+        unary_output, crf_output = model(torch.randn(1, 3, 48, 64), apply_crf=True)
+    assert unary_output.shape == crf_output.shape == (1, 21, 48, 64)
+    assert crf_output.argmax(dim=1).shape == (1, 48, 64)
+    assert model.crf is not None
+    assert model.crf.num_iterations == 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 53), (5, 6)])
+def test_output_has_the_images_size(height: int, width: int) -> None:
+    logits, log_q = small_model()(torch.randn(2, 3, height, width))
+    assert log_q is not None
+    assert logits.shape == log_q.shape == (2, 3, height, width)
+    torch.testing.assert_close(log_q.exp().sum(1), torch.ones(2, height, width))
+
+
+def test_without_crf() -> None:
+    image = torch.randn(1, 3, 20, 20)
+    assert small_model()(image, apply_crf=False)[1] is None
+    without = small_model(use_crf=False)
+    assert without.crf is None
+    assert without(image)[1] is None
+
+
+def test_crf_sees_grey_levels() -> None:
+    """The model undoes ImageNet's normalisation itself."""
+    pixels = torch.randint(0, 256, (1, 3, 10, 12), dtype=torch.uint8)
+    torch.testing.assert_close(small_model().to_grey_levels(normalise(pixels)), pixels.float(), rtol=0, atol=0.01)
+
+
+def test_crf_is_applied_to_the_logits() -> None:
+    model, image = small_model(), torch.randn(1, 3, 20, 25)
+    logits, log_q = model(image)
+    assert model.crf is not None
+    torch.testing.assert_close(log_q, model.crf(logits, model.to_grey_levels(image)))
+
+
+def test_gradient_reaches_network_and_crf() -> None:
+    model = small_model().train()
+    _, log_q = model(torch.randn(1, 3, 20, 20))
+    nn.functional.nll_loss(log_q, torch.randint(0, 3, (1, 20, 20))).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_options_reach_the_crf() -> None:
+    model = small_model(crf_iterations=7, crf={"train_iterations": 2, "pos_xy_std": 1.5})
+    assert model.crf is not None
+    assert (model.crf.num_iterations, model.crf.train_iterations) == (7, 2)
+    assert model.crf.pos_xy_std.item() == pytest.approx(1.5)
+
+
+def test_saves_and_loads_itself(tmp_path: Path) -> None:
+    model = PiecewiseTrainedModel(
+        4, 3, unary="mobilenetv3_small_050", pretrained=False, output_stride=32, classes=Classes.named("abcd")
+    ).eval()
+    assert model.crf is not None
+    nn.init.uniform_(model.crf.compatibility)
+    model.save(tmp_path / "model.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors")
+    image = torch.randn(1, 3, 33, 40)
+    for ours, theirs in zip(loaded(image), model(image), strict=True):
+        assert torch.equal(ours, theirs)
+    assert loaded.classes == model.classes
+    assert not loaded.training
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_loads_from_a_runs_folder(tmp_path: Path) -> None:
+    small_model(use_crf=False).save(tmp_path / "piecewise_model_final.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path, unary=Blocks(3))
+    assert loaded.crf is None
+
+
+def test_state_dict_round_trip(tmp_path: Path) -> None:
+    model, fresh = small_model(), small_model()
+    torch.save(model.state_dict(), tmp_path / "piecewise_model_final.pth")
+    fresh.load_state_dict(torch.load(tmp_path / "piecewise_model_final.pth"))
+    image = torch.randn(1, 3, 20, 20)
+    assert torch.equal(fresh(image)[1], model(image)[1])
+
+
+def test_load_errors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no model at .*model.safetensors: `path` must be a file written by"):
+        PiecewiseTrainedModel.load(path)
+    path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"model.safetensors is no safetensors file"):
+        PiecewiseTrainedModel.load(path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds weights but no model's configuration"):
+        PiecewiseTrainedModel.load(path)
+    small_model().save(path)
+    with pytest.raises(ValueError, match="was saved with a network of its own: pass it as `unary`"):
+        PiecewiseTrainedModel.load(path)
+    with pytest.raises(ValueError, match="does not fit the network"):
+        PiecewiseTrainedModel.load(path, unary=nn.Conv2d(3, 3, 1))
+    PiecewiseTrainedModel(3, unary="mobilenetv3_small_050", pretrained=False).save(path)
+    with pytest.raises(ValueError, match="was saved with the network 'mobilenetv3_small_050': leave `unary` out"):
+        PiecewiseTrainedModel.load(path, unary=Blocks(3))
+    with pytest.raises(ValueError, match=r"`path` must end in .safetensors; got .*model.pth"):
+        small_model().save(tmp_path / "model.pth")
+
+
+def test_configuration_is_readable_json(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    PiecewiseTrainedModel(3, 4, unary="mobilenetv3_small_050", pretrained=False).save(path)
+    with safetensors.safe_open(path, "pt") as file:
+        configuration = json.loads(file.metadata()["model"])
+    assert configuration["unary"] == "mobilenetv3_small_050"
+    assert configuration["crf_iterations"] == 4
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="`num_classes` must be at least 2; got 1"):
+        PiecewiseTrainedModel(1, unary=Blocks(1))
+    with pytest.raises(ValueError, match="`classes` must name 3 classes; got 2"):
+        small_model(classes=Classes.numbered(2))
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()])
+def test_bad_image(image: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"`image` must be \(B, 3, H, W\) floating point, normalised as ImageNet; got"):
+        small_model()(image)
+
+
+def test_network_of_another_number_of_classes() -> None:
+    model = PiecewiseTrainedModel(4, unary=Blocks(3))
+    with pytest.raises(ValueError, match=r"`unary` must return 4 score maps .*; it returned \(1, 3, 4, 4\) float32"):
+        model(torch.zeros(1, 3, 20, 20))
