@@ -1,0 +1,57 @@
+"""What the figures show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from piecewise_training import figures
+from piecewise_training.dataset import Classes
+from piecewise_training.dataset.voc import CLASSES as VOC
+
+
+def test_overlay_leaves_void_bare() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    mixed = figures.overlay(image, np.array([[1, 255]], np.uint8), Classes.numbered(2), opacity=0.5)
+    assert mixed.tolist() == [[[114, 50, 50], [100, 100, 100]]]
+
+
+def test_curves_have_a_column_for_each_stage() -> None:
+    values = {"train_loss": [2.0, 1.0], "val_miou": [0.1, 0.5], "val_loss": [2.0, 1.5], "lr": [0.1, 0.01]}
+    figure = figures.training_curves({"stage1": values, "stage2": values}, {"stage1": "CNN", "stage2": "CRF"})
+    loss_1, loss_2, score_1, _, rate_1, rate_2 = figure.axes
+    assert [loss_1.get_title(), loss_2.get_title()] == ["1. CNN", "2. CRF"]
+    assert list(loss_1.lines[0].get_xdata()) == [1, 2]
+    assert list(loss_2.lines[0].get_xdata()) == [3, 4]
+    assert list(score_1.lines[0].get_ydata()) == [10, 50]
+    assert rate_1.get_yscale() == rate_2.get_yscale() == "log"
+
+
+def test_curves_of_a_single_epoch_without_validation() -> None:
+    figure = figures.training_curves({"stage1": {"train_loss": [2.0], "lr": [0.1]}}, {"stage1": ""})
+    assert figure.axes[0].get_title() == "stage1"
+
+
+def test_confusion_matrix_is_row_normalised() -> None:
+    figure = figures.confusion_matrix(np.array([[3, 1], [0, 0]]), Classes.numbered(2))
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[75, 25], [0, 0]])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25"]
+
+
+def test_bars_name_absent_classes() -> None:
+    ious = {"before": np.array([0.5, np.nan]), "after": np.array([0.75, np.nan])}
+    figure = figures.per_class_iou(ious, Classes.numbered(2))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["50.0", "absent", "75.0", "absent"]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["before (mean 50.0)", "after (mean 75.0)"]
+
+
+def test_gallery_has_the_legend_of_what_is_shown() -> None:
+    labels = [np.array([[0, 15], [255, 0]], np.uint8)]
+    figure = figures.label_gallery({"image": [np.zeros((2, 2, 3), np.uint8)], "truth": labels}, ["a"], VOC)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["background", "person"]
+    assert to_rgb(legend.get_patches()[1].get_facecolor()) == pytest.approx((192 / 255, 128 / 255, 128 / 255))
+    assert len(figure.axes) == 2
