@@ -1,0 +1,17 @@
+"""Piecewise training: the CNN, then the CRF on the fixed CNN, then both."""
+
+from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.trainer.stages import Stage, crf_stage, joint_stage, plan, unary_stage
+from piecewise_training.trainer.trainer import PiecewiseTrainer, best_device
+
+__all__ = [
+    "OptimConfig",
+    "PiecewiseTrainer",
+    "Stage",
+    "TrainConfig",
+    "best_device",
+    "crf_stage",
+    "joint_stage",
+    "plan",
+    "unary_stage",
+]

@@ -1,0 +1,54 @@
+"""What watches a stage while it trains: its history, its checkpoints, its progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+HISTORY = ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr")
+
+
+class History(lightning.Callback):
+    """Writes down one value an epoch of everything in `HISTORY`; kept in checkpoints, so that it survives a resume."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {name: [] for name in HISTORY}
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The learning rate at the start of the epoch."""
+        del pl_module
+        self.values["lr"].append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The epoch's losses and scores; validation has run by now."""
+        del pl_module
+        for name in HISTORY:
+            if name in trainer.callback_metrics:
+                self.values[name].append(float(trainer.callback_metrics[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning's checkpoint."""
+        return {"values": self.values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From Lightning's checkpoint."""
+        self.values = state_dict["values"]
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the version number of its logger."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """What stands beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def checkpoints(folder: Path, validates: bool) -> ModelCheckpoint:
+    """Keeps last.ckpt, to resume from, and with a validation set best.ckpt, the epoch of the highest mIoU."""
+    best: dict[str, Any] = {"monitor": "val_miou", "mode": "max", "save_top_k": 1} if validates else {"save_top_k": 0}
+    return ModelCheckpoint(folder, filename="best", save_last=True, enable_version_counter=False, **best)

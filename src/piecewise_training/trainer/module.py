@@ -1,0 +1,102 @@
+"""One LightningModule that runs any stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from piecewise_training import checks
+from piecewise_training.config import TrainConfig
+from piecewise_training.losses import marginal_nll, unary_loss
+from piecewise_training.metrics import SegmentationMetrics
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
+from piecewise_training.trainer.stages import Stage
+
+
+class StageModule(lightning.LightningModule):
+    """Trains what a stage says of a model.
+
+    Args:
+        model: the network and the CRF.
+        stage: what to train, and on which losses.
+        config: losses and optimizer.
+        weight: of each class in the losses.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self, model: PiecewiseTrainedModel, stage: Stage, config: TrainConfig, weight: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+        self.config = config
+        self.register_buffer("class_weight", weight, persistent=False)
+        self.metrics = SegmentationMetrics(model.num_classes)
+        if not stage.trains_unary:
+            model.unary.requires_grad_(False)
+        if model.crf is not None and not stage.trains_crf:
+            model.crf.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> StageModule:
+        """Sets the mode, but leaves in evaluation mode what the stage keeps fixed: batch norm would move."""
+        super().train(mode)
+        if not self.stage.trains_unary:
+            self.model.unary.eval()
+        if self.model.crf is not None and not self.stage.trains_crf:
+            self.model.crf.eval()
+        return self
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of a batch of images and labels."""
+        del index
+        image, target = batch
+        checks.labels(target, self.model.num_classes)
+        loss = self._loss(*self._forward(image), target)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Adds a batch to the validation's loss and confusion matrix.
+
+        In single precision, whatever the training's: bfloat16 scores cost thin classes a point of mIoU on CamVid, and
+        the model that is saved is not used in bfloat16.
+        """
+        del index
+        image, target = batch
+        with torch.autocast(image.device.type, enabled=False):
+            logits, log_q = self._forward(image)
+        self.log("val_loss", self._loss(logits, log_q, target), batch_size=len(image))
+        judged = log_q if self.stage.judged_by == "crf" and log_q is not None else logits
+        self.metrics.update(judged.argmax(1), target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs what follows from the confusion matrix."""
+        scores = self.metrics.compute()
+        self.metrics.reset()
+        self.log("val_miou", scores.miou, prog_bar=True)
+        self.log("val_accuracy", scores.pixel_accuracy)
+
+    def configure_optimizers(self) -> Any:
+        """The stage's optimizer and schedule."""
+        optimizer = build_optimizer(self.model, self.stage, self.config.optim)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = rate_schedule(self.config.optim, steps, max(1, steps // max(1, self.stage.epochs)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.model(image, apply_crf=self.stage.crf_weight > 0)
+
+    def _loss(self, logits: Tensor, log_q: Tensor | None, target: Tensor) -> Tensor:
+        loss = logits.new_zeros(())
+        if self.stage.unary_weight:
+            loss = loss + self.stage.unary_weight * unary_loss(self.config.loss, self.class_weight)(logits, target)
+        if self.stage.crf_weight and log_q is not None:
+            loss = loss + self.stage.crf_weight * marginal_nll(log_q, target, self.class_weight)
+        return loss

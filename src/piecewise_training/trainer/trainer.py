@@ -1,0 +1,313 @@
+"""PiecewiseTrainer: runs the stages of a plan with Lightning, one after the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from piecewise_training import checks
+from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.losses import VOID, class_weights
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer import stages
+from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints
+from piecewise_training.trainer.module import StageModule
+from piecewise_training.trainer.stages import Stage
+from piecewise_training.writing import atomic_write
+
+StageHistory = dict[str, list[float]]
+Loader = DataLoader[Any]
+
+
+class PiecewiseTrainer:
+    """Trains a model in stages: the CNN, the CRF with the CNN fixed, then both at a lower rate.
+
+    After each stage the model holds the weights of the epoch with the best validation mIoU; of the last epoch, without
+    a validation set.
+
+    Args:
+        model: what to train, in place.
+        device: "cpu", "cuda", "cuda:1", "mps", a torch.device, or "auto" for the best there is.
+        num_classes: K, the model's.
+        learning_rate: of the CNN in stage 1.
+        weight_decay: of the CNN.
+        config: everything else: losses, optimizer, schedule, precision. It has its own rate and decay.
+        output_dir: where checkpoints and logs go; None keeps neither.
+        seed: of everything random.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: `num_classes` is not the model's, or a rate is given both here and in `config`.
+
+    Example:
+        >>> from piecewise_training.dataset import SyntheticDataset
+        >>> model = PiecewiseTrainedModel(7, unary=torch.nn.Conv2d(3, 7, 3, padding=1))
+        >>> loader = DataLoader(SyntheticDataset(4, image_size=(32, 32)), batch_size=2)
+        >>> trainer = PiecewiseTrainer(model, "cpu", num_classes=7, progress=False)
+        >>> history = trainer.train_piecewise(loader, 1, 1, 1, val_loader=loader)
+        >>> list(history), len(history["stage1"]["train_loss"])
+        (['stage1', 'stage2', 'stage3'], 1)
+    """
+
+    def __init__(
+        self,
+        model: PiecewiseTrainedModel,
+        device: str | torch.device,
+        num_classes: int,
+        learning_rate: float = OptimConfig.learning_rate,
+        weight_decay: float = OptimConfig.weight_decay,
+        *,
+        config: TrainConfig | None = None,
+        output_dir: str | Path | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        if num_classes != model.num_classes:
+            raise ValueError(f"`num_classes` is {num_classes}, the model's {model.num_classes}.")
+        given = OptimConfig(learning_rate=learning_rate, weight_decay=weight_decay)
+        if config is None:
+            config = TrainConfig(optim=given)
+        elif given != OptimConfig() and (learning_rate, weight_decay) != (
+            config.optim.learning_rate,
+            config.optim.weight_decay,
+        ):
+            raise ValueError("give `learning_rate` and `weight_decay` in `config.optim` or as arguments, not in both.")
+        self.model = model
+        self.device = best_device(device)
+        self.config = config
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.seed = seed
+        self._precision = _precision(config.precision, self.device)
+        self.progress = progress
+        self.history: dict[str, StageHistory] = {}
+        self._weight: Tensor | None = None
+
+    def train_piecewise(
+        self,
+        train_loader: Loader,
+        stage1_epochs: int = 20,
+        stage2_epochs: int = 4,
+        stage3_epochs: int = 8,
+        val_loader: Loader | None = None,
+    ) -> dict[str, StageHistory]:
+        """Trains the CNN, then the CRF with the CNN fixed, then both.
+
+        Args:
+            train_loader: yields images (B, 3, H, W), normalised as ImageNet, and labels (B, H, W), 255 for void.
+            stage1_epochs: of the CNN; a stage of 0 epochs is left out.
+            stage2_epochs: of the CRF.
+            stage3_epochs: of both.
+            val_loader: yields the same; its mIoU chooses the best epoch.
+
+        Returns:
+            By stage ("stage1", "stage2", "stage3") and quantity ("train_loss", "val_loss", "val_miou",
+            "val_accuracy", "lr") a value for each epoch.
+
+        Raises:
+            ValueError: the model has no CRF, or a label is neither a class nor void.
+        """
+        return self._train("piecewise", (stage1_epochs, stage2_epochs, stage3_epochs), train_loader, val_loader)
+
+    def train_independent(
+        self, train_loader: Loader, stage1_epochs: int = 20, stage2_epochs: int = 4, val_loader: Loader | None = None
+    ) -> dict[str, StageHistory]:
+        """Trains the CNN, then the CRF with the CNN fixed, and never both together."""
+        return self._train("independent", (stage1_epochs, stage2_epochs, 0), train_loader, val_loader)
+
+    def train_joint(
+        self, train_loader: Loader, epochs: int = 32, val_loader: Loader | None = None
+    ) -> dict[str, StageHistory]:
+        """Trains CNN and CRF together from the first step, at the full rates."""
+        return self._train("joint", (epochs, 0, 0), train_loader, val_loader)
+
+    def train_unary(self, train_loader: Loader, epochs: int = 20, val_loader: Loader | None = None) -> StageHistory:
+        """Stage 1 alone: the CNN."""
+        return self.run_stage(stages.unary_stage(epochs), train_loader, val_loader)
+
+    def train_crf(self, train_loader: Loader, epochs: int = 4, val_loader: Loader | None = None) -> StageHistory:
+        """Stage 2 alone: the CRF, with the CNN fixed."""
+        return self.run_stage(stages.crf_stage(epochs), train_loader, val_loader)
+
+    def fine_tune(self, train_loader: Loader, epochs: int = 8, val_loader: Loader | None = None) -> StageHistory:
+        """Stage 3 alone: both at a lower rate."""
+        stage = stages.joint_stage(epochs, self.config.optim.joint_factor)
+        return self.run_stage(stage, train_loader, val_loader)
+
+    def run_stage(
+        self, stage: Stage, train_loader: Loader, val_loader: Loader | None = None, *, resume: bool = False
+    ) -> StageHistory:
+        """Runs one stage and leaves the model with its best weights.
+
+        Args:
+            stage: what to train.
+            train_loader: as in `train_piecewise`.
+            val_loader: as in `train_piecewise`.
+            resume: whether to go on from what an earlier run left in `output_dir`: a finished stage is loaded, an
+                interrupted one continued.
+
+        Raises:
+            ValueError: the stage trains a CRF and the model has none, or there is nowhere to resume from.
+        """
+        if stage.crf_weight and self.model.crf is None:
+            raise ValueError(f"{stage.name} trains a CRF, but the model has none. Build it with use_crf=True.")
+        if resume and self.output_dir is None:
+            raise ValueError("`resume` needs the trainer's `output_dir`.")
+        with tempfile.TemporaryDirectory() as scratch, _restored_gradients(self.model):
+            folder = (self.output_dir or Path(scratch)) / "checkpoints" / stage.name
+            finished = folder / "history.json"
+            if not resume:
+                shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left must not pass for this one's
+            if resume and finished.is_file():
+                history: StageHistory = json.loads(finished.read_text())
+            else:
+                history = self._fit(stage, folder, train_loader, val_loader, resume)
+            self._load_best(folder)
+            if self.output_dir is not None:
+                with atomic_write(finished) as temporary:
+                    temporary.write_text(json.dumps(history))
+        self.model.eval()
+        self.history[stage.name] = history
+        return history
+
+    def _train(
+        self, strategy: Any, epochs: tuple[int, int, int], train_loader: Loader, val_loader: Loader | None
+    ) -> dict[str, StageHistory]:
+        first, second, third = epochs
+        config = replace(self.config, strategy=strategy, stage1_epochs=first, stage2_epochs=second, stage3_epochs=third)
+        for stage in stages.plan(config):
+            self.run_stage(stage, train_loader, val_loader)
+        return self.history
+
+    def _fit(
+        self, stage: Stage, folder: Path, train_loader: Loader, val_loader: Loader | None, resume: bool
+    ) -> StageHistory:
+        lightning.seed_everything(self.seed + zlib.crc32(stage.name.encode()) % 2**31, workers=True, verbose=False)
+        module = StageModule(self.model, stage, self.config, self._class_weight(train_loader))
+        module.train()
+        history = History()
+        last = folder / "last.ckpt"
+        with _quiet():
+            self._lightning(stage, folder, history, val_loader is not None).fit(
+                module, train_loader, val_loader, ckpt_path=str(last) if resume and last.is_file() else None
+            )
+        return history.values
+
+    def _lightning(self, stage: Stage, folder: Path, history: History, validates: bool) -> lightning.Trainer:
+        optim = self.config.optim
+        callbacks: list[Callback] = [history, checkpoints(folder, validates)]
+        if self.config.patience and validates:
+            callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
+        if self.progress:
+            callbacks.append(ProgressBar())
+        return lightning.Trainer(
+            accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
+            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+            max_epochs=stage.epochs,
+            precision=self._precision,
+            accumulate_grad_batches=optim.accumulate,
+            gradient_clip_val=optim.clip or None,
+            callbacks=callbacks,
+            logger=self._loggers(stage),
+            enable_progress_bar=self.progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            default_root_dir=folder,
+        )
+
+    def _loggers(self, stage: Stage) -> list[Logger]:
+        if self.output_dir is None:
+            return []
+        logs = self.output_dir / "logs"
+        return [
+            CSVLogger(logs, name="csv", version=stage.name),
+            TensorBoardLogger(logs, name="tensorboard", version=stage.name),
+        ]
+
+    def _class_weight(self, train_loader: Loader) -> Tensor | None:
+        if self.config.class_weights != "none" and self._weight is None:
+            pixels = count_classes(train_loader, self.model.num_classes)
+            self._weight = class_weights(pixels, self.config.class_weights)
+        return self._weight
+
+    def _load_best(self, folder: Path) -> None:
+        best = folder / "best.ckpt"
+        checkpoint = torch.load(best if best.is_file() else folder / "last.ckpt", map_location="cpu", weights_only=True)
+        prefix = "model."
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        self.model.load_state_dict(state)
+
+
+def count_classes(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+    """Counts the pixels of each class in one pass over a loader.
+
+    Raises:
+        ValueError: a label is neither a class nor void.
+    """
+    pixels = torch.zeros(num_classes, dtype=torch.long)
+    for _, target in batches:
+        checks.labels(target, num_classes)
+        pixels += torch.bincount(target[target != VOID], minlength=num_classes)
+    return pixels
+
+
+def best_device(name: str | torch.device) -> torch.device:
+    """The device of a name, where "auto" stands for the fastest there is.
+
+    Example:
+        >>> best_device("cpu")
+        device(type='cpu')
+    """
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _precision(precision: str, device: torch.device) -> Any:
+    if precision == "16" and device.type == "cpu":
+        raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+@contextmanager
+def _restored_gradients(model: torch.nn.Module) -> Iterator[None]:
+    """Undoes a stage's freezing, and keeps what the user has frozen."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back Lightning's advice and advertisements: what it says of devices and workers, the configuration does."""
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        chatter.setLevel(level)

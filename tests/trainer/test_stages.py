@@ -1,0 +1,40 @@
+"""Plans."""
+
+from __future__ import annotations
+
+import pytest
+
+from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.trainer import plan
+
+
+def test_piecewise() -> None:
+    first, second, third = plan(TrainConfig(stage1_epochs=5, stage2_epochs=3, stage3_epochs=2))
+    assert [(s.name, s.epochs, s.trains_unary, s.trains_crf) for s in (first, second, third)] == [
+        ("stage1", 5, True, False),
+        ("stage2", 3, False, True),
+        ("stage3", 2, True, True),
+    ]
+    assert (first.crf_weight, second.unary_weight) == (0, 0)
+    assert (first.rate_factor, second.rate_factor, third.rate_factor) == (1, 1, OptimConfig().joint_factor)
+    assert (first.judged_by, second.judged_by, third.judged_by) == ("unary", "crf", "crf")
+
+
+def test_other_strategies() -> None:
+    joint = plan(TrainConfig(strategy="joint", stage1_epochs=5, stage2_epochs=3, stage3_epochs=2))
+    assert [(s.epochs, s.trains_unary, s.trains_crf, s.rate_factor) for s in joint] == [(10, True, True, 1.0)]
+    independent = plan(TrainConfig(strategy="independent"))
+    assert not any(s.trains_unary and s.trains_crf for s in independent)
+
+
+def test_stages_without_epochs_are_left_out() -> None:
+    assert [s.name for s in plan(TrainConfig(stage1_epochs=0, stage3_epochs=0))] == ["stage2"]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="there is nothing to train: every stage has 0 epochs"):
+        plan(TrainConfig(stage1_epochs=0, stage2_epochs=0, stage3_epochs=0))
+    with pytest.raises(ValueError, match="epochs must be at least 0; got -1, 4 and 8"):
+        plan(TrainConfig(stage1_epochs=-1))
+    with pytest.raises(ValueError, match="`strategy` must be piecewise, joint or independent; got 'other'"):
+        plan(TrainConfig(strategy="other"))  # type: ignore[arg-type]

@@ -1,0 +1,260 @@
+"""PiecewiseTrainer: what each stage moves and leaves alone, history, best weights, resuming, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.metrics import SegmentationMetrics
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer import PiecewiseTrainer, crf_stage, unary_stage
+from piecewise_training.trainer.trainer import count_classes
+
+QUANTITIES = {"train_loss", "val_loss", "val_miou", "val_accuracy", "lr"}
+
+
+class Small(nn.Module):
+    """A network with batch norm and dropout, whose running statistics would betray it."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(8, classes, 1)
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def loader(count: int = 8, batch_size: int = 4, seed: int = 0) -> DataLoader[Any]:
+    """Images whose class is their brightest channel, in blocks, with noise and some void."""
+    g = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, 3, (count, 4, 5), generator=g)
+    label = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    image = nn.functional.one_hot(label, 3).movedim(-1, 1).float() + 0.4 * torch.randn(count, 3, 16, 20, generator=g)
+    label[:, 0, :3] = 255
+    return DataLoader(TensorDataset(image, label), batch_size)
+
+
+def trainer(model: PiecewiseTrainedModel | None = None, **kwargs: Any) -> PiecewiseTrainer:
+    model = PiecewiseTrainedModel(3, 3, unary=Small()) if model is None else model
+    return PiecewiseTrainer(model, "cpu", num_classes=3, progress=False, **kwargs)
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_three_stages_and_their_history() -> None:
+    t = trainer(learning_rate=0.05)
+    history = t.train_piecewise(loader(), stage1_epochs=3, stage2_epochs=2, stage3_epochs=1, val_loader=loader(seed=1))
+    assert {stage: len(values["train_loss"]) for stage, values in history.items()} == {
+        "stage1": 3, "stage2": 2, "stage3": 1,
+    }  # fmt: skip
+    for values in history.values():
+        assert set(values) == QUANTITIES
+        assert len({len(v) for v in values.values()}) == 1
+        assert all(0 <= v <= 1 for v in values["val_miou"])
+    assert history["stage1"]["train_loss"][-1] < history["stage1"]["train_loss"][0]
+    assert history["stage3"]["lr"] == [pytest.approx(0.005)]
+
+
+def test_stage_1_leaves_the_crf_alone() -> None:
+    t = trainer(learning_rate=0.05)
+    assert t.model.crf is not None
+    crf, unary = snapshot(t.model.crf), snapshot(t.model.unary)
+    t.train_unary(loader(), 1)
+    assert not moved(t.model.crf, crf)
+    assert moved(t.model.unary, unary) == set(unary)
+
+
+def test_stage_2_really_fixes_the_network() -> None:
+    """Not one weight or running statistic moves, in training or in validation; everything of the CRF does."""
+    t = trainer()
+    assert t.model.crf is not None
+    crf, unary = snapshot(t.model.crf), snapshot(t.model.unary)
+    t.train_crf(loader(), 2, val_loader=loader(seed=1))
+    assert not moved(t.model.unary, unary)
+    assert moved(t.model.crf, crf) == set(crf)
+
+
+def test_stage_2_takes_no_gradient_of_the_network() -> None:
+    t = trainer()
+    seen = []
+    t.model.unary.register_forward_hook(lambda module, _, out: seen.append((module.training, out.requires_grad)))
+    t.train_crf(loader(), 1)
+    assert set(seen) == {(False, False)}
+
+
+def test_gradients_are_as_the_user_left_them() -> None:
+    """What a stage freezes thaws after it; what the user has frozen stays so, and still."""
+    t = trainer(learning_rate=0.05)
+    first = t.model.unary.layers[0]
+    first.requires_grad_(False)
+    before = first.weight.clone()
+    t.train_piecewise(loader(), 1, 1, 1)
+    assert torch.equal(first.weight, before)
+    assert [n for n, p in t.model.named_parameters() if not p.requires_grad] == [
+        "unary.layers.0.weight", "unary.layers.0.bias",
+    ]  # fmt: skip
+
+
+def test_stage_3_moves_both() -> None:
+    t = trainer(learning_rate=0.05)
+    before = snapshot(t.model)
+    t.fine_tune(loader(), 1)
+    assert moved(t.model, before) == set(before)
+
+
+def test_joint_and_independent() -> None:
+    t = trainer(learning_rate=0.05)
+    before = snapshot(t.model)
+    assert list(t.train_joint(loader(), 1)) == ["stage3"]
+    assert moved(t.model, before) == set(before)
+    assert list(trainer().train_independent(loader(), 1, 1)) == ["stage1", "stage2"]
+
+
+def test_best_weights_are_kept(tmp_path: Path) -> None:
+    """A rate that wrecks the network after its best epoch leaves the best epoch's weights."""
+    config = TrainConfig(optim=OptimConfig(learning_rate=0.8, schedule="poly"))
+    t = trainer(config=config, output_dir=tmp_path)
+    val = loader(seed=1)
+    history = t.run_stage(unary_stage(6), loader(), val)
+    metrics = SegmentationMetrics(3)
+    with torch.inference_mode():
+        for image, label in val:
+            metrics.update(t.model(image, apply_crf=False)[0].argmax(1), label)
+    assert metrics.compute().miou == pytest.approx(max(history["val_miou"]))
+    assert sorted(p.name for p in (tmp_path / "checkpoints" / "stage1").iterdir()) == [
+        "best.ckpt", "history.json", "last.ckpt",
+    ]  # fmt: skip
+
+
+def test_same_seed_same_weights() -> None:
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        t = trainer(seed=3, learning_rate=0.05)
+        t.train_piecewise(loader(), 1, 1, 1)
+        results.append(snapshot(t.model))
+    assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
+
+
+def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A run killed in epoch 3 of 4 ends as the uninterrupted run does, dropout's randomness apart."""
+
+    class KilledError(Exception):
+        pass
+
+    class Stops(DataLoader[Any]):
+        epochs = 0
+
+        def __iter__(self) -> Any:
+            Stops.epochs += 1
+            if Stops.epochs == 3:
+                raise KilledError
+            return super().__iter__()
+
+    torch.manual_seed(1)
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    start = snapshot(model)
+    whole = trainer(model, output_dir=tmp_path / "whole", learning_rate=0.05)
+    expected = whole.run_stage(unary_stage(4), loader(), loader(seed=1))
+    final = snapshot(model)
+
+    model.load_state_dict(start)
+    with pytest.raises(KilledError):
+        trainer(model, output_dir=tmp_path / "part", learning_rate=0.05).run_stage(
+            unary_stage(4), Stops(loader().dataset, 4), loader(seed=1)
+        )
+    model.load_state_dict(start)
+    again = trainer(model, output_dir=tmp_path / "part", learning_rate=0.05)
+    history = again.run_stage(unary_stage(4), loader(), loader(seed=1), resume=True)
+    assert history["train_loss"] == pytest.approx(expected["train_loss"])
+    assert len(history["lr"]) == 4
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, final[name])
+
+
+def test_resume_skips_what_is_finished(tmp_path: Path) -> None:
+    first = trainer(output_dir=tmp_path, learning_rate=0.05)
+    history = first.run_stage(unary_stage(2), loader(), loader(seed=1))
+    fresh = trainer(output_dir=tmp_path)
+    fresh.model.load_state_dict(snapshot(fresh.model))
+    assert fresh.run_stage(unary_stage(2), [], None, resume=True) == history  # type: ignore[arg-type]
+    assert torch.equal(fresh.model.unary.layers[0].weight, first.model.unary.layers[0].weight)
+
+
+def test_logs_and_history_on_disk(tmp_path: Path) -> None:
+    t = trainer(output_dir=tmp_path)
+    history = t.run_stage(crf_stage(1), loader(), loader(seed=1))
+    assert json.loads((tmp_path / "checkpoints" / "stage2" / "history.json").read_text()) == history
+    assert (tmp_path / "logs" / "csv" / "stage2" / "metrics.csv").is_file()
+    assert list((tmp_path / "logs" / "tensorboard" / "stage2").glob("events*"))
+
+
+def test_leaves_nothing_behind_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer().train_unary(loader(), 1, loader(seed=1))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("loss", ["structured", "dice", "focal"])
+def test_losses_and_class_weights(loss: Any) -> None:
+    config = TrainConfig(loss=loss, class_weights="median", precision="bf16", optim=OptimConfig(optimizer="adamw"))
+    history = trainer(config=config).train_piecewise(loader(), 1, 1, 1)
+    assert all(v == v for values in history.values() for v in values["train_loss"])
+
+
+def test_accumulation_and_clipping_change_the_steps() -> None:
+    results = []
+    for optim in (OptimConfig(), OptimConfig(accumulate=2), OptimConfig(clip=1e-3)):
+        torch.manual_seed(0)
+        t = trainer(config=TrainConfig(optim=optim))
+        start = t.model.unary.layers[0].weight.detach().clone()
+        t.train_unary(loader(), 1)
+        results.append((t.model.unary.layers[0].weight - start).norm().item())
+    assert results[1] < results[0]
+    assert results[2] < 0.1 * results[0]
+
+
+def test_early_stopping() -> None:
+    config = TrainConfig(patience=1, optim=OptimConfig(learning_rate=1e-12))
+    history = trainer(config=config).train_unary(loader(), 10, loader(seed=1))
+    assert len(history["train_loss"]) < 10
+
+
+def test_count_classes() -> None:
+    label = torch.tensor([[[0, 1, 1, 255]]])
+    assert count_classes([(torch.zeros(1), label), (torch.zeros(1), label)], 3).tolist() == [2, 4, 0]
+
+
+def test_errors(tmp_path: Path) -> None:
+    model = PiecewiseTrainedModel(3, unary=Small())
+    with pytest.raises(ValueError, match="`num_classes` is 4, the model's 3"):
+        PiecewiseTrainer(model, "cpu", num_classes=4)
+    with pytest.raises(ValueError, match=r"give `learning_rate` and `weight_decay` in `config.optim` or as arguments"):
+        PiecewiseTrainer(model, "cpu", 3, learning_rate=0.5, config=TrainConfig())
+    with pytest.raises(ValueError, match="stage2 trains a CRF, but the model has none. Build it with use_crf=True"):
+        trainer(PiecewiseTrainedModel(3, use_crf=False, unary=Small())).train_crf(loader(), 1)
+    with pytest.raises(ValueError, match="`resume` needs the trainer's `output_dir`"):
+        trainer().run_stage(unary_stage(1), loader(), resume=True)
+    with pytest.raises(ValueError, match="`precision` 16 needs a GPU; on the CPU take bf16 or 32"):
+        trainer(config=TrainConfig(precision="16"))
+
+
+def test_labels_that_are_no_class() -> None:
+    data = TensorDataset(torch.randn(2, 3, 8, 8), torch.full((2, 8, 8), 3))
+    with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 2 or 255 \(void\); it also holds \[3\]"):
+        trainer().train_unary(DataLoader(data), 1)
