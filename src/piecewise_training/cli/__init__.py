@@ -1,0 +1,76 @@
+"""The command line: one file a command, each a typed run function whose docstring is its help."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from piecewise_training import __version__
+from piecewise_training.cli import data, evaluate, predict, refine, train
+from piecewise_training.cli.parsing import Parser, command_parser
+
+_COMMANDS: dict[str, Any] = {
+    "train": train.run,
+    "evaluate": evaluate.run,
+    "predict": predict.run,
+    "refine": refine.run,
+}
+_DATA_COMMANDS: dict[str, Any] = {"check": data.check, "download": data.download}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name; returns the exit status.
+
+    0 is success, 1 a fault in what was given, which is said in a sentence, 2 arguments that make no sense.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if arguments[:1] == ["train"]:
+        arguments = train.with_recipe(parser, arguments)
+    parsed = parser.parse_args(arguments)
+    traceback = parsed.pop("traceback")
+    values = parser.instantiate(parsed)
+    name = values.subcommand
+    commands, chosen = _COMMANDS, values[name]
+    if name == "data":
+        name = chosen.subcommand
+        commands, chosen = _DATA_COMMANDS, chosen[name]
+    keywords = {key: value for key, value in vars(chosen).items() if key not in ("config", "print_config")}
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("piecewise_training").setLevel(logging.INFO)
+    try:
+        return int(commands[name](**keywords) or 0)
+    except KeyboardInterrupt:
+        print("piecewise: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        if traceback:
+            raise
+        print(f"piecewise {name}: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(
+        prog="piecewise",
+        description="Semantic segmentation with a CNN and a dense CRF, trained piecewise.",
+        version=__version__,
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+    commands = parser.add_subcommands(metavar="COMMAND")
+    for name, run in _COMMANDS.items():
+        _add(commands, f"piecewise {name}", command_parser(run))
+    nested = Parser(description="Looks at data sets, and fetches them.")
+    _add(commands, "piecewise data", nested)
+    subcommands = nested.add_subcommands(metavar="COMMAND")
+    for name, run in _DATA_COMMANDS.items():
+        _add(subcommands, f"piecewise data {name}", command_parser(run))
+    return parser
+
+
+def _add(commands: Any, prog: str, parser: Parser) -> None:
+    commands.add_subcommand(prog.split()[-1], parser, help=(parser.description or "").split("\n")[0])
+    parser.prog = prog

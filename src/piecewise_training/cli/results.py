@@ -1,0 +1,127 @@
+"""What a run ends in: the rows of its table, the saved model, the report, the summary on the screen."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from piecewise_training import __version__
+from piecewise_training.config import ModelConfig
+from piecewise_training.dataset import AnyDataset, Classes
+from piecewise_training.inference import Result, evaluate, predict
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer import PiecewiseTrainer
+from piecewise_training.visualization import Sample, summary_rows, write_report
+from piecewise_training.writing import atomic_write
+
+_SAMPLES = 5
+# The columns of the summary that fit a terminal of 80 characters, and what they are called there.
+_ON_SCREEN = {
+    "mIoU": "mIoU",
+    "pixel accuracy": "accuracy",
+    "boundary IoU": "border IoU",
+    "trimap 4 px": "trimap 4",
+    "ms an image": "ms",
+}
+
+
+def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTrainedModel:
+    """The model of a configuration, with the same random weights for the same seed."""
+    lightning.seed_everything(seed, verbose=False)
+    kernels = ("pos_xy_std", "pos_w", "bilateral_xy_std", "bilateral_rgb_std", "bilateral_w")
+    return PiecewiseTrainedModel(
+        len(classes),
+        config.crf_iterations,
+        unary=config.unary,
+        pretrained=config.pretrained,
+        output_stride=config.output_stride,
+        crf={"train_iterations": config.crf_train_iterations, **{name: getattr(config, name) for name in kernels}},
+        classes=classes,
+    )
+
+
+def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[str, Result]:
+    """The rows of the final table that a stage adds."""
+    outcome = evaluate(trainer.model, batches, trainer.device)
+    assert outcome.crf is not None  # a trained model always has one
+    if stage == "stage1":
+        return {"unary alone": outcome.unary, "+ CRF, default": outcome.crf}
+    if stage == "stage2":
+        return {"+ CRF, learned": outcome.crf}
+    return {"joint, unary": outcome.unary, "joint, + CRF": outcome.crf}
+
+
+def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:
+    """Writes the weights twice: with the configuration as safetensors, and as a plain state dict."""
+    model.to("cpu")
+    model.save(folder / "piecewise_model_final.safetensors")
+    with atomic_write(folder / "piecewise_model_final.pth") as temporary:
+        torch.save(model.state_dict(), temporary)
+
+
+def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:
+    """The CRF's weights and bandwidths by name, in pixels and grey levels."""
+    assert model.crf is not None
+    return {name: float(value.detach()) for name, value in model.crf.kernel_parameters().items()}
+
+
+def notes(model: PiecewiseTrainedModel, start: Mapping[str, float], seconds: Mapping[str, float]) -> list[str]:
+    """How the CRF's parameters moved, how long the stages took, and on what, in words."""
+    end = crf_values(model)
+    moved = ", ".join(f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in start)
+    spent = ", ".join(f"{stage} {value / 60:.1f} min" for stage, value in seconds.items())
+    return [f"CRF parameters: {moved}", f"Training time: {spent}", _surroundings(model)]
+
+
+def _surroundings(model: PiecewiseTrainedModel) -> str:
+    device = next(model.parameters()).device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    day = datetime.date.today().isoformat()
+    return f"Made by piecewise-training {__version__}, torch {torch.__version__}, {where}, {platform.platform()}, {day}"
+
+
+def write_results(
+    folder: Path,
+    model: PiecewiseTrainedModel,
+    val_set: AnyDataset,
+    results: Mapping[str, Result],
+    history: Mapping[str, Any] | None = None,
+    titles: Mapping[str, str] | None = None,
+    remarks: Sequence[str] = (),
+) -> None:
+    """Writes the report of a model, with a few images spread over the validation set."""
+    step = max(1, len(val_set) // _SAMPLES)
+    samples = []
+    for index in range(0, len(val_set), step)[:_SAMPLES]:
+        image, truth = val_set.read(index)
+        samples.append(Sample(val_set.names[index], image, truth, predict(model, image)))
+    write_report(
+        folder,
+        results=results,
+        classes=model.classes,
+        samples=samples,
+        history=history,
+        stage_titles=titles,
+        notes=remarks,
+    )
+
+
+def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequence[str], folder: Path) -> None:
+    """Prints the table of results, the notes and where everything is."""
+    columns, rows = summary_rows(results)
+    table = Table("validation, %", *(_ON_SCREEN[c] for c in columns if c in _ON_SCREEN))
+    for name, values in rows:
+        shown = (f"{value:.1f}" for column, value in zip(columns, values, strict=True) if column in _ON_SCREEN)
+        table.add_row(name, *shown)
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, highlight=False)
+    console.print(f"model, metrics and pictures are in {folder}", highlight=False)

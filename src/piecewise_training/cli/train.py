@@ -1,0 +1,140 @@
+"""piecewise train: from images and labels to a trained model, its metrics and its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
+from piecewise_training.writing import atomic_write
+
+_RECIPE = Path(__file__).with_name("synthetic.yaml")
+_CONFIG = "config.yaml"
+_DATA, _MODEL, _TRAINING = DataConfig(), ModelConfig(), TrainConfig()
+
+
+def run(
+    data: DataConfig = _DATA,
+    model: ModelConfig = _MODEL,
+    training: TrainConfig = _TRAINING,
+    output: str = "training_results",
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Trains a CNN and a CRF in stages, and writes the model, its metrics and pictures.
+
+    Without a configuration and a data set it draws its own scenes and trains on them for a few minutes.
+
+    Args:
+        data: what is trained on
+        model: the CNN and the CRF
+        training: the stages
+        output: folder for everything that the run leaves
+        seed: of everything random
+        device: cpu, cuda, cuda:1, mps, or auto for the best there is
+        resume: go on with the run that was interrupted in the output folder
+        overwrite: replace the run in the output folder
+    """
+    folder = Path(output)
+    resolved = _plain(
+        {
+            "data": dataclasses.asdict(data),
+            "model": dataclasses.asdict(model),
+            "training": dataclasses.asdict(training),
+            "output": output,
+            "seed": seed,
+            "device": device,
+        }
+    )
+    _check_output(folder, resolved, resume=resume, overwrite=overwrite)
+
+    from rich.console import Console
+
+    from piecewise_training.cli import results as tables
+    from piecewise_training.dataset import build_datasets, train_loader, val_loader
+    from piecewise_training.trainer import PiecewiseTrainer, plan
+
+    console = Console()
+    train_set, val_set = build_datasets(data, seed)
+    assert train_set.classes is not None
+    console.print(
+        f"{len(train_set)} training and {len(val_set)} validation images of {len(train_set.classes)} classes",
+        highlight=False,
+    )
+    network = tables.build_model(model, train_set.classes, seed)
+    trainer = PiecewiseTrainer(network, device, network.num_classes, config=training, output_dir=folder, seed=seed)
+    batches, val_batches = train_loader(train_set, data, seed), val_loader(val_set, data)
+    if not resume:
+        _start_output(folder, resolved)
+    results: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    titles: dict[str, str] = {}
+    start_values = tables.crf_values(network)
+    for stage in plan(training):
+        plural = "s" if stage.epochs > 1 else ""
+        console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)
+        begin = time.perf_counter()
+        history = trainer.run_stage(stage, batches, val_batches, resume=resume)
+        seconds[stage.name] = time.perf_counter() - begin
+        console.print(
+            f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {seconds[stage.name] / 60:.1f} min",
+            highlight=False,
+        )
+        titles[stage.name] = stage.title
+        results |= tables.evaluate_stage(trainer, stage.name, val_batches)
+    tables.save_model(network, folder)
+    notes = tables.notes(network, start_values, seconds)
+    tables.write_results(folder, network, val_set, results, trainer.history, titles, notes)
+    tables.print_summary(console, results, notes, folder)
+
+
+def with_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Puts the recipe for the drawn scenes before the arguments of a train command that names nothing else."""
+    given = parser.parse_args(list(arguments)).train
+    if given.config or given.data.name != "synthetic":
+        return list(arguments)
+    return ["train", "--config", str(_RECIPE), *arguments[1:]]
+
+
+def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Refuses to lose another run, or to resume one with another configuration."""
+    path = folder / _CONFIG
+    if resume:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {_CONFIG}.")
+        earlier = yaml.safe_load(path.read_text())
+        changed = [key for key in ("data", "model", "training", "seed") if earlier.get(key) != resolved[key]]
+        if changed:
+            raise ValueError(
+                f"`resume` goes on with the configuration in {path}, but {' and '.join(changed)} differ from it. "
+                f"Pass --config {path}."
+            )
+    elif path.is_file() and not overwrite:
+        raise ValueError(
+            f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
+            "or another --output."
+        )
+
+
+def _start_output(folder: Path, resolved: dict[str, Any]) -> None:
+    """Makes the folder this run's: nothing of an earlier one may be resumed or taken for it."""
+    for left in ("checkpoints", "logs"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    with atomic_write(folder / _CONFIG) as temporary:
+        temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML gives back."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,124 @@
+"""piecewise data check and download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from piecewise_training.cli import main
+from piecewise_training.dataset import download as module
+from tests.dataset.test_layouts import make_voc, write_image, write_label
+
+Maker = Callable[..., tuple[Path, Path]]
+
+
+def test_sound_folder(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    images, _ = make_pairs()
+    assert main(["data", "check", str(images.parent), "--num_classes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "30 x 40" in out
+    assert "0-2" in out
+    assert "0 faults" in out
+
+
+def test_every_fault_by_name(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = make_pairs(tuple("abcdefg"))
+    (images / "a.jpg").write_bytes(b"nothing")
+    (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:400])
+    (labels / "c.png").unlink()
+    (images / "d.jpg").unlink()
+    Image.new("L", (10, 10)).save(labels / "e.png")
+    Image.new("L", (40, 30), 7).save(labels / "f.png")
+    Image.new("RGB", (40, 30)).save(labels / "g.png")
+    assert main(["data", "check", str(images.parent), "--num_classes", "3"]) == 1
+    out = capsys.readouterr().out
+    for fault in (
+        "a.jpg is no image", "b.jpg is broken or cut short", "c.jpg has no label", "d.png has no image",
+        "e.png is 10 x 10 pixels", "f.png holds the value 7", "g.png is a colour image", "7 faults",
+    ):  # fmt: skip
+        assert fault in out
+
+
+def test_voc_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
+    write_image(folder / "JPEGImages" / "unlisted.jpg")
+    assert main(["data", "check", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "train" in out
+    assert "val" in out
+    (folder / "SegmentationClass" / "c.png").unlink()
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert "'c' is listed, but" in capsys.readouterr().out
+
+
+def test_cityscapes_and_segnet_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "cs" / "leftImg8bit" / "train" / "ulm" / "ulm_0_leftImg8bit.png")
+    write_label(tmp_path / "cs" / "gtFine" / "train" / "ulm" / "ulm_0_gtFine_labelIds.png", 26)
+    write_image(tmp_path / "cv" / "train" / "x.png")
+    write_label(tmp_path / "cv" / "trainannot" / "x.png", 11)
+    assert main(["data", "check", str(tmp_path / "cs"), str(tmp_path / "cv")]) == 0
+    assert "13" in capsys.readouterr().out
+    (tmp_path / "cs" / "gtFine" / "train" / "ulm" / "ulm_0_gtFine_labelIds.png").unlink()
+    assert main(["data", "check", str(tmp_path / "cs")]) == 1
+    assert "ulm_0_leftImg8bit.png has no label" in capsys.readouterr().out
+
+
+def test_no_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(tmp_path), str(tmp_path / "gone")]) == 1
+    out = capsys.readouterr().out
+    assert "has no layout that is known" in out
+    assert "gone is no folder" in out
+
+
+def test_real_camvid_is_sound(camvid_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(camvid_root), "--num_classes", "11"]) == 0
+    assert "367" in capsys.readouterr().out
+
+
+def test_download_uses_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import torchvision.datasets
+
+    calls = []
+
+    def fetch(root: str, **options: Any) -> None:
+        calls.append(options)
+        make_voc(Path(root), {"train": ["a"], "val": ["b"]})
+
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", fetch)
+    assert main(["data", "download", "voc2012", "--root", str(tmp_path)]) == 0
+    assert calls == [{"year": "2012", "image_set": "train", "download": True}]
+    assert str(tmp_path / "VOCdevkit" / "VOC2012") in capsys.readouterr().out
+
+
+def test_download_from_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kagglehub
+
+    asked = []
+
+    def fetch(name: str) -> str:
+        asked.append(name)
+        return str(make_voc(tmp_path / "cache", {"train": ["a"], "val": ["b"]}).parents[1])
+
+    monkeypatch.setattr(kagglehub, "dataset_download", fetch)
+    folder = module.download("voc2012", tmp_path / "data", "kaggle")
+    assert asked == ["huanghanchina/pascal-voc-2012"]
+    assert (folder / "JPEGImages" / "a.jpg").is_file()
+
+
+def test_download_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torchvision.datasets
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", fail)
+    assert main(["data", "download", "voc2012", "--root", str(tmp_path)]) == 1
+    assert "voc2012 could not be downloaded from torchvision (OSError: no route)" in capsys.readouterr().err
+    assert main(["data", "download", "sbd", "--source", "kaggle"]) == 1
+    assert "`--source kaggle` has voc2012 alone; got sbd" in capsys.readouterr().err
+    assert main(["data", "download", "ade20k"]) == 1
+    assert "'ade20k' cannot be downloaded: there are voc2012 and sbd" in capsys.readouterr().err

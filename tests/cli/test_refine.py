@@ -1,0 +1,115 @@
+"""piecewise refine: score maps and label images of other people's networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from piecewise_training.cli import main
+from piecewise_training.inference import refine
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An image of two halves, and scores whose border is four pixels off."""
+    images, scores = tmp_path / "images", tmp_path / "scores"
+    images.mkdir()
+    scores.mkdir()
+    image = np.full((20, 24, 3), 30, np.uint8)
+    image[:, 12:] = 220
+    Image.fromarray(image).save(images / "a.png")
+    logits = np.zeros((2, 20, 24), np.float32)
+    logits[1] = np.where(np.arange(24) >= 8, 1.0, -1.0)
+    np.save(scores / "a.npy", logits)
+    return images, scores
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_logits(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, scores = folders
+    out = tmp_path / "out"
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(out), "--pos_w", "0.1"]) == 0
+    logits, image = np.load(scores / "a.npy"), read(images / "a.png")
+    expected, _ = refine(logits, image, pos_w=0.1)
+    np.testing.assert_array_equal(read(out / "a.png"), expected)
+    assert (out / "a_overlay.png").is_file()
+    assert not np.array_equal(expected, logits.argmax(0))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_probabilities_are_recognised(folders: tuple[Path, Path], tmp_path: Path, packed: bool) -> None:
+    images, scores = folders
+    logits = np.load(scores / "a.npy")
+    probabilities = np.exp(logits) / np.exp(logits).sum(0)
+    (scores / "a.npy").unlink()
+    if packed:
+        np.savez(scores / "a.npz", probabilities=probabilities)
+    else:
+        np.save(scores / "a.npy", probabilities.astype(np.float16))
+    arguments = ["--images", str(images), "--output", str(tmp_path / "out"), "--probabilities"]
+    assert main(["refine", str(scores), *arguments]) == 0
+    _, expected = refine(logits, read(images / "a.png"))
+    found = np.load(tmp_path / "out" / "a_probabilities.npz")["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_label_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, scores = folders
+    logits = np.load(scores / "a.npy")
+    (scores / "a.npy").unlink()
+    Image.fromarray(logits.argmax(0).astype(np.uint8)).save(scores / "a.png")
+    arguments = ["--images", str(images), "--output", str(tmp_path / "out"), "--class_names", "[dark,bright]"]
+    assert main(["refine", str(scores / "*.png"), *arguments, "--confidence", "0.6"]) == 0
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), np.tile(np.arange(24) >= 12, (20, 1)))
+
+
+@pytest.mark.parametrize(
+    ("array", "flags", "message"),
+    [
+        (np.zeros((2, 5, 5)), [], r"a.npy must hold (K, 20, 24) scores, as its image; it holds (2, 5, 5)"),
+        (np.zeros((20, 24)), [], "must hold (K, 20, 24) scores"),
+        (np.full((2, 20, 24), np.nan), [], "`scores` must be finite"),
+        (np.ones((2, 20, 24)), ["--kind", "probabilities"], "a.npy holds no probabilities"),
+        (np.zeros((2, 20, 24)), ["--pos_xy_std", "0"], "`pos_xy_std` must be a finite number above 0"),
+    ],
+)
+def test_faults(
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    array: np.ndarray,
+    flags: list[str],
+    message: str,
+) -> None:
+    images, scores = folders
+    np.save(scores / "a.npy", array)
+    arguments = ["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out"), *flags]
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a.png").exists()
+
+
+def test_files_that_are_no_arrays(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images, scores = folders
+    (scores / "a.npy").write_bytes(b"nothing")
+    assert main(["refine", str(scores), "--images", str(images)]) == 1
+    assert "a.npy could not be read as one array of scores" in capsys.readouterr().err
+    (scores / "a.npy").unlink()
+    np.savez(scores / "a.npz", x=np.zeros(1), y=np.zeros(1))
+    assert main(["refine", str(scores), "--images", str(images)]) == 1
+    assert "it holds 2 arrays (x, y) and not one" in capsys.readouterr().err
+
+
+def test_labels_need_a_number_of_classes(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images, scores = folders
+    Image.new("L", (24, 20)).save(scores / "b.png")
+    Image.new("RGB", (24, 20)).save(images / "b.png")
+    assert main(["refine", str(scores / "b.png"), "--images", str(images)]) == 1
+    assert "b.png is a label image: give --num_classes or --class_names" in capsys.readouterr().err

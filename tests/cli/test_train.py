@@ -1,0 +1,171 @@
+"""piecewise train, evaluate and predict from end to end on a few small scenes."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from piecewise_training.cli import main
+from piecewise_training.model import PiecewiseTrainedModel
+
+TINY = [
+    "--data.image_size", "[32,48]", "--data.train_scenes", "8", "--data.val_scenes", "5", "--data.batch_size", "4",
+    "--data.workers", "0", "--model.unary", "mobilenetv3_small_050", "--model.pretrained", "false",
+    "--model.crf_iterations", "2", "--training.stage1_epochs", "2", "--training.stage2_epochs", "1",
+    "--training.stage3_epochs", "1", "--device", "cpu",
+]  # fmt: skip
+FILES = {
+    "config.yaml", "piecewise_model_final.pth", "piecewise_model_final.safetensors", "training_curves.png",
+    "confusion_matrix.png", "per_class_iou.png", "sample_predictions.png", "crf_comparison.png", "metrics_summary.txt",
+    "metrics_summary.csv", "per_class_performance.csv", "checkpoints", "logs",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "training_results"
+    assert main(["train", *TINY, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_leaves_everything_it_promises(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == FILES
+    for path in run.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+
+
+def test_tables(run: Path) -> None:
+    with (run / "metrics_summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == [
+        "unary alone", "+ CRF, default", "+ CRF, learned", "joint, unary", "joint, + CRF",
+    ]  # fmt: skip
+    assert all(0 <= float(row["mIoU"]) <= 100 for row in rows)
+    text = (run / "metrics_summary.txt").read_text()
+    assert "CRF parameters: pos_xy_std 3.00 -> " in text
+    with (run / "per_class_performance.csv").open() as file:
+        classes = list(csv.DictReader(file))
+    assert [row["class"] for row in classes][:2] == ["ground", "sky"]
+    assert sum(int(row["pixels"]) for row in classes) == 5 * 32 * 48
+
+
+def test_both_files_hold_the_model(run: Path) -> None:
+    model = PiecewiseTrainedModel.load(run)
+    state = torch.load(run / "piecewise_model_final.pth", weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert model.classes.names[0] == "ground"
+
+
+def test_resolved_configuration_repeats_the_run(run: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["train_scenes"] == 8
+    assert config["training"]["optim"]["optimizer"] == "adamw"  # the recipe's, which the flags left alone
+    assert main(["train", "--config", str(run / "config.yaml"), "--output", str(tmp_path / "again")]) == 0
+    first, second = (PiecewiseTrainedModel.load(f).state_dict() for f in (run, tmp_path / "again"))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+def test_an_earlier_run_is_not_lost(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "piecewise_model_final.pth").read_bytes()
+    assert main(["train", *TINY, "--output", str(run)]) == 1
+    assert "already holds a run. Pass --overwrite to replace it, --resume to go on with it" in capsys.readouterr().err
+    assert (run / "piecewise_model_final.pth").read_bytes() == before
+
+
+def test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "--output", str(tmp_path / "new"), "--resume"]) == 1
+    assert "there is no run to resume in" in capsys.readouterr().err
+    assert main(["train", *TINY, "--output", str(run), "--seed", "4", "--resume"]) == 1
+    assert "but seed differ from it" in capsys.readouterr().err
+    before = PiecewiseTrainedModel.load(run).state_dict()
+    assert main(["train", *TINY, "--output", str(run), "--resume"]) == 0
+    assert all(torch.equal(before[k], v) for k, v in PiecewiseTrainedModel.load(run).state_dict().items())
+
+
+def test_evaluate_on_the_runs_own_data(run: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", "--model", str(run), "--output", str(tmp_path), "--device", "cpu"]) == 0
+    with (tmp_path / "metrics_summary.csv").open() as file, (run / "metrics_summary.csv").open() as other:
+        ours, theirs = list(csv.DictReader(file)), list(csv.DictReader(other))
+    assert [row["model"] for row in ours] == ["unary alone", "+ CRF"]
+    assert ours[1]["mIoU"] == theirs[-1]["mIoU"]
+    assert not (tmp_path / "training_curves.png").exists()
+
+
+def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(run / "piecewise_model_final.safetensors")
+    assert main(["evaluate", "--model", model, "--output", str(tmp_path)]) == 1
+    assert "holds no config.yaml that names its data" in capsys.readouterr().err
+    assert main(["evaluate", "--model", model, "--data.name", "camvid", "--data.root", "x"]) == 1
+    assert "`root` x is not in VOC's layout" in capsys.readouterr().err
+
+
+def test_predict(run: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name, size in (("a.png", (33, 47, 3)), ("b.jpg", (40, 30, 3))):
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(tmp_path / "in" / name)
+    out = tmp_path / "out"
+    arguments = ["--model", str(run), "--output", str(out), "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "in"), *arguments, "--probabilities"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "a.png", "a_overlay.png", "a_probabilities.npz", "b.png", "b_overlay.png", "b_probabilities.npz",
+    ]  # fmt: skip
+    with Image.open(out / "a.png") as label:
+        assert (label.mode, label.size) == ("P", (47, 33))
+        labels = np.asarray(label)
+    probabilities = np.load(out / "a_probabilities.npz")["probabilities"]
+    assert probabilities.shape == (7, 33, 47)
+    assert np.mean(probabilities.argmax(0) == labels) > 0.99
+    globbed = [str(tmp_path / "in" / "*.jpg"), *arguments, "--overlay", "false", "--crf", "false"]
+    assert main(["predict", *globbed, "--output", str(tmp_path / "plain")]) == 0
+    assert [p.name for p in (tmp_path / "plain").iterdir()] == ["b.png"]
+
+
+def test_same_name_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert main(["predict", str(tmp_path)]) == 1
+    assert "would both be written as a.png" in capsys.readouterr().err
+
+
+def folder_arguments(make_pairs: Any, **kwargs: Any) -> list[str]:
+    images, labels = make_pairs(tuple("abcdefgh"), **kwargs)
+    return [
+        "train", *TINY, "--data.name", "folder", "--data.images", str(images), "--data.labels", str(labels),
+        "--data.image_size", "null", "--data.crop", "[32,32]",
+    ]  # fmt: skip
+
+
+def test_own_folders(make_pairs: Any, tmp_path: Path) -> None:
+    arguments = folder_arguments(make_pairs)
+    assert main([*arguments, "--data.class_names", "[x,y,z]", "--output", str(tmp_path / "run")]) == 0
+    assert PiecewiseTrainedModel.load(tmp_path / "run").classes.names == ("x", "y", "z")
+
+
+def test_faults_of_own_folders(make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*folder_arguments(make_pairs), "--output", str(tmp_path / "run")]
+    assert main(arguments) == 1
+    assert "`data.name` folder needs data.num_classes or data.class_names" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--data.num_classes", "2"]) == 1
+    assert "holds the value 2, but classes go from 0 to 1" in capsys.readouterr().err
+
+
+def test_overwrite_leaves_nothing_to_resume(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    arguments = [*TINY, "--output", str(folder), "--overwrite", "--data.name", "folder", "--data.num_classes", "2"]
+    assert main(["train", *arguments]) == 1  # the data is missing: the old run is still whole
+    assert (folder / "checkpoints" / "stage3" / "history.json").is_file()
+    assert main(["train", *TINY, "--output", str(folder), "--overwrite", "--training.strategy", "independent"]) == 0
+    assert not (folder / "checkpoints" / "stage3").exists()

@@ -1,0 +1,69 @@
+"""What importing costs, what is public, and the first code's import path."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import piecewise_training
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_imports_nothing_heavy() -> None:
+    code = "import sys, piecewise_training; print(*sorted(m.split('.')[0] for m in sys.modules))"
+    assert not {"torch", "numpy", "numba", "lightning", "jsonargparse"} & set(run(code).split())
+
+
+def test_the_command_line_parses_without_torch() -> None:
+    code = "import sys; from piecewise_training.cli import build_parser; build_parser(); print(*sys.modules)"
+    assert not {"torch", "numba", "lightning", "torchvision", "matplotlib"} & set(run(code).split())
+
+
+def test_public_names() -> None:
+    """A public name that disappears breaks somebody's code."""
+    expected = {
+        "piecewise_training": {
+            "DenseCRF", "PiecewiseTrainedModel", "PiecewiseTrainer", "SegmentationDataset", "SegmentationMetrics",
+            "__version__", "dense_crf", "gaussian_filter",
+        },
+        "piecewise_training.crf": {
+            "DenseCRF", "GaussianKernel", "NormalisedKernel", "PairwiseTerm", "PermutohedralLattice", "dense_crf",
+            "gaussian_filter", "mean_field",
+        },
+        "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel"},
+        "piecewise_training.trainer": {
+            "OptimConfig", "PiecewiseTrainer", "Stage", "TrainConfig", "best_device", "crf_stage", "joint_stage",
+            "plan", "unary_stage",
+        },
+    }  # fmt: skip
+    for module, names in expected.items():
+        found = __import__(module, fromlist=["*"])
+        assert set(found.__all__) == names
+        assert all(getattr(found, name) is not None for name in names)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="module 'piecewise_training' has no attribute 'Nothing'"):
+        _ = piecewise_training.Nothing
+    assert "DenseCRF" in dir(piecewise_training)
+
+
+def test_first_codes_import_path_gives_the_same_classes() -> None:
+    code = (
+        "from src.piecewise_training.model import PiecewiseTrainedModel as a\n"
+        "from src.piecewise_training.trainer import PiecewiseTrainer as t\n"
+        "from src.piecewise_training.dataset import SegmentationDataset as d\n"
+        "import piecewise_training, piecewise_training.model as m\n"
+        "print(a is m.PiecewiseTrainedModel, a is piecewise_training.PiecewiseTrainedModel, m.__spec__.name)"
+    )
+    assert run(code).split() == ["True", "True", "piecewise_training.model"]
