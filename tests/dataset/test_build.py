@@ -95,13 +95,21 @@ def test_named_sets(tmp_path: Path) -> None:
         ({"labels": None}, "`data.name` folder needs data.images and data.labels, or data.root"),
         ({"val_images": "x"}, "`data.val_images` and `data.val_labels` must be given together"),
         ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
-        ({"name": "voc2012"}, "`data.name` voc2012 needs data.root, the folder it lies in"),
+        ({"name": "voc2012"}, "`data.images` does not belong to data.name voc2012. Give --data.name folder"),
+        ({"train_scenes": 5}, "`data.train_scenes` does not belong to .* folder. Give --data.name synthetic"),
         ({"image_list": "nowhere.txt"}, "`image_list` nowhere.txt does not exist"),
     ],
 )
 def test_faults(make_pairs: Maker, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         build_datasets(config(make_pairs(NAMES), **changes))
+
+
+def test_no_root() -> None:
+    with pytest.raises(DataError, match="`data.name` voc2012 needs data.root, the folder it lies in"):
+        build_datasets(DataConfig(name="voc2012"))
+    with pytest.raises(DataError, match="`data.root` does not belong to data.name synthetic. Give .*folder or voc2012"):
+        build_datasets(DataConfig(root="x"))
 
 
 def test_too_few_images(make_pairs: Maker, tmp_path: Path) -> None:

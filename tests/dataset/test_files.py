@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -54,16 +55,54 @@ def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     assert image.min() >= 250
 
 
-def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_exif_orientation_is_honoured(tmp_path: Path, suffix: str, mode: str) -> None:
+    if (suffix, mode) in (("jpg", "P"), ("jpg", "RGBA"), ("png", "CMYK")):
+        pytest.skip("no such files")
     image = Image.new("RGB", (8, 6))
     image.paste((255, 255, 255), (0, 0, 4, 6))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = np.asarray(read_image(tmp_path / "a.jpg"))
+    image.convert(mode).save(tmp_path / f"a.{suffix}", exif=exif)
+    upright = np.asarray(read_image(tmp_path / f"a.{suffix}"))
     assert upright.shape == (8, 6, 3)
     assert upright[0].mean() > 200
     assert upright[-1].mean() < 50
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_exif_orientation_of_labels(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(np.array([[0, 1, 2], [3, 4, 5]], np.uint8)).save(tmp_path / f"a.{suffix}", exif=exif)
+    assert read_label(tmp_path / f"a.{suffix}").tolist() == [[5, 4, 3], [2, 1, 0]]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_no_damage_gets_past_unnamed(tmp_path: Path, suffix: str) -> None:
+    """A file cut or scribbled in anywhere is read, or refused by name; nothing else happens."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
+    image.save(tmp_path / f"a.{suffix}", **({} if suffix == "bmp" else {"exif": exif}))
+    data = (tmp_path / f"a.{suffix}").read_bytes()
+    path = tmp_path / f"b.{suffix}"
+    refusals = []
+    for _ in range(120):
+        damaged = bytearray(data[: rng.integers(1, len(data))] if rng.random() < 0.5 else data)
+        for place in rng.integers(0, len(damaged), 4):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on odd EXIF data
+            try:
+                read_image(path)
+            except DataError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 20
+    assert all(str(path) in refusal for refusal in refusals)
 
 
 def test_labels_from_palette_and_grey(tmp_path: Path) -> None:
@@ -100,8 +139,21 @@ def test_deep_files(tmp_path: Path) -> None:
     for name in ("grey.png", "rgb.png", "float.tif"):
         with pytest.raises(DataError, match=f"image .*{name} has more than 8 bits a channel"):
             read_image(tmp_path / name)
-    with pytest.raises(DataError, match=r"label .*grey.png has 16 bits a pixel. Convert it to an 8-bit image"):
+    with pytest.raises(DataError, match=r"label .*grey.png has more than 8 bits a pixel .*Convert it to"):
         read_label(tmp_path / "grey.png")
+
+
+def test_labels_of_the_wrong_kind(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.jpg")
+    Image.new("LA", (4, 4)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((4, 4), np.int32)).save(tmp_path / "a.tif")
+    for name, message in (
+        ("a.jpg", "a.jpg is a JPEG, which blurs class indices"),
+        ("a.png", r"a.png has an alpha channel \(LA\)"),
+        ("a.tif", r"a.tif has more than 8 bits a pixel \(I\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_label(tmp_path / name)
 
 
 def test_broken_files(tmp_path: Path) -> None:
@@ -191,6 +243,7 @@ def test_partners_of_score_files(make_pairs: Maker) -> None:
     assert [p.name for p in partners([Path("x/b.npy")], images)] == ["b.jpg"]
     with pytest.raises(DataError, match=r"x/q.npy \(and 1 more\) has no image of its name in .*images"):
         partners([Path("x/q.npy"), Path("x/r.npy")], images)
+    assert [p.name for p in partners([Path("x/b_probabilities.npz")], images, "_probabilities")] == ["b.jpg"]
 
 
 def test_labels_from_colours_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDa
     Raises:
         DataError: something that the configuration names is missing or does not fit.
     """
+    _refuse_unused(config)
     train, val = _SOURCES[config.name](config, seed)
     crop = config.crop or train.image_size or train.read(0)[1].shape[:2]
     train.transform = augmentation((crop[0], crop[1]), config.scale, config.flip, config.jitter)
@@ -56,6 +58,18 @@ def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> Da
 def val_loader(dataset: Dataset[Any], config: DataConfig) -> DataLoader[Any]:
     """Whole images in order, one at a time, since their sizes may differ."""
     return DataLoader(dataset, 1, num_workers=config.workers, persistent_workers=config.workers > 0)
+
+
+def _refuse_unused(config: DataConfig) -> None:
+    """An option that another data set has means that the name was forgotten, and would lead to the wrong data."""
+    mine = _OPTIONS.get(config.name, {"root"})
+    others = {"root"}.union(*_OPTIONS.values()) - mine
+    given = [f.name for f in fields(config) if f.name in others and getattr(config, f.name) != f.default]
+    if given:
+        owners = [name for name in _SOURCES if given[0] in _OPTIONS.get(name, {"root"})]
+        raise DataError(
+            f"`data.{given[0]}` does not belong to data.name {config.name}. Give --data.name {' or '.join(owners)}."
+        )
 
 
 def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
@@ -129,6 +143,14 @@ def _named(build: Any, train_split: str = "train") -> Any:
     return datasets
 
 
+# What these two take beside what all data sets do; the others take their root alone.
+_OPTIONS = {
+    "synthetic": {"train_scenes", "val_scenes"},
+    "folder": {
+        *("root", "images", "labels", "image_list", "val_images", "val_labels", "val_list", "val_fraction"),
+        *("num_classes", "class_names"),
+    },
+}
 _SOURCES: dict[str, Any] = {
     "synthetic": _synthetic,
     "folder": _folder,

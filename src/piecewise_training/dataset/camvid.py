@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import VOID, pair_by_stem
+from piecewise_training.dataset.files import VOID, DataError, pair_by_stem
 from piecewise_training.dataset.folder import SegmentationDataset, Transform
 from piecewise_training.dataset.voc import voc2012_dataset
 
@@ -41,6 +41,9 @@ def camvid_dataset(
         DataError: a folder, a partner or the list is missing.
     """
     folder = segnet_folder(Path(root), split)
+    others = [s for s in ("train", "val", "test") if segnet_folder(Path(root), s)]
+    if folder is None and others:
+        raise DataError(f"`root` {root} has {' and '.join(f'{s}annot' for s in others)}, but no {split}annot.")
     if folder is None:
         return voc2012_dataset(root, split, image_size, transform, classes=CLASSES)
     pairs = pair_by_stem(folder / split, folder / f"{split}annot")

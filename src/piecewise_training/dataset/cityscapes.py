@@ -52,27 +52,37 @@ def cityscapes_dataset(
         transform: as in `SegmentationDataset`.
 
     Raises:
-        DataError: a folder or label is missing, or some labels are there in one form and some in the other.
+        DataError: an image has no label or the reverse, also where some labels are there in one form and some in the
+            other.
     """
-    pairs, by_train_id = cityscapes_pairs(Path(root), split)
+    pairs, faults, by_train_id = cityscapes_pairs(Path(root), split)
+    if faults:
+        raise DataError(faults[0])
     return SegmentationDataset.from_pairs(
         pairs, image_size, transform, classes=CLASSES, label_map=None if by_train_id else train_ids()
     )
 
 
-def cityscapes_pairs(root: Path, split: str) -> tuple[list[Pair], bool]:
-    """The pairs of a split, and whether their labels hold train ids already."""
+def cityscapes_splits(root: Path) -> list[str]:
+    """The splits that have images or labels."""
+    folders = [folder for part in ("leftImg8bit", "gtFine") for folder in (root / part).glob("*")]
+    return sorted({folder.name for folder in folders if folder.is_dir()})
+
+
+def cityscapes_pairs(root: Path, split: str) -> tuple[list[Pair], list[str], bool]:
+    """The pairs of a split, a sentence for each file without a partner, and whether labels hold train ids already."""
     images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
     if not images:
         raise DataError(f"`root` {root} holds no Cityscapes images: nothing matches leftImg8bit/{split}/*/*.png.")
-    labels = root / "gtFine" / split
-    by_train_id = _label(labels, images[0], "labelTrainIds").is_file()
+    folder = root / "gtFine" / split
+    by_train_id = any(folder.glob("*/*_gtFine_labelTrainIds.png"))
     kind = "labelTrainIds" if by_train_id else "labelIds"
-    pairs = [Pair(_name(image), image, _label(labels, image, kind)) for image in images]
-    for pair in pairs:
-        if not pair.label.is_file():
-            raise DataError(f"image {pair.image} has no label {pair.label}.")
-    return pairs, by_train_id
+    found = [Pair(_name(image), image, _label(folder, image, kind)) for image in images]
+    pairs = [pair for pair in found if pair.label.is_file()]
+    faults = [f"image {pair.image} has no label {pair.label}." for pair in found if not pair.label.is_file()]
+    without_image = set(folder.glob(f"*/*_gtFine_{kind}.png")) - {pair.label for pair in found}
+    faults += [f"label {label} has no image in {root / 'leftImg8bit' / split}." for label in sorted(without_image)]
+    return pairs, faults, by_train_id
 
 
 def train_ids() -> np.ndarray:

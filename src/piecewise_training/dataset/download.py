@@ -11,7 +11,17 @@ from piecewise_training.dataset.files import DataError
 KAGGLE_VOC2012 = "huanghanchina/pascal-voc-2012"
 
 
-def download(name: Literal["voc2012", "sbd"], root: Path, source: Literal["torchvision", "kaggle"]) -> Path:
+def check_source(name: str, source: str) -> None:
+    """Raises a ValueError unless a data set of this name can be had from this source."""
+    if name not in ("voc2012", "sbd"):
+        raise ValueError(
+            f"{name!r} cannot be downloaded: there are voc2012 and sbd. Cityscapes wants a login of one's own."
+        )
+    if source == "kaggle" and name != "voc2012":
+        raise ValueError(f"`--source kaggle` has voc2012 alone; got {name}. Use --source torchvision.")
+
+
+def download(name: str, root: Path, source: Literal["torchvision", "kaggle"]) -> Path:
     """Downloads a data set below a root; "sbd" also merges its labels into the VOC 2012 there.
 
     Args:
@@ -23,11 +33,10 @@ def download(name: Literal["voc2012", "sbd"], root: Path, source: Literal["torch
         The folder to train on.
 
     Raises:
-        ValueError: SBD was asked from Kaggle.
+        ValueError: there is no such data set, or not from this source.
         DataError: the download failed, or VOC 2012 is not there to merge SBD with.
     """
-    if source == "kaggle" and name != "voc2012":
-        raise ValueError(f"`--source kaggle` has voc2012 alone; got {name}. Use --source torchvision.")
+    check_source(name, source)
     fetch = {"voc2012": _voc2012_from_kaggle if source == "kaggle" else _voc2012, "sbd": _sbd}[name]
     try:
         return fetch(root)
@@ -61,7 +70,11 @@ def _voc2012_from_kaggle(root: Path) -> Path:
 def _sbd(root: Path) -> Path:
     from torchvision.datasets import SBDataset
 
-    folder = voc.voc_folder(root)
+    try:
+        folder = voc.voc_folder(root)
+    except DataError as error:
+        message = f"SBD's labels belong to VOC's images: run `piecewise data download voc2012 --root {root}` first."
+        raise DataError(message) from error
     sbd = root / "sbd"
     if not (sbd / "cls").is_dir():
         SBDataset(str(sbd), mode="segmentation", download=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,18 +62,19 @@ def match_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None 
     return pairs, sorted(faults)
 
 
-def partners(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """The file of the same stem in a folder of images, for each path.
+def partners(paths: Iterable[Path], folder: Path, ending: str = "") -> list[Path]:
+    """The file of the same stem in a folder of images, for each path; an `ending` of its stem does not count.
 
     Raises:
         DataError: the folder is missing or empty, or a path has no partner in it.
     """
     images = _by_stem(folder, "images")
     paths = list(paths)
-    absent = [path for path in paths if path.stem not in images]
+    found = [images.get(path.stem) or images.get(path.stem.removesuffix(ending)) for path in paths]
+    absent = [path for path, partner in zip(paths, found, strict=True) if partner is None]
     if absent:
         raise DataError(f"{absent[0]}{_and_more(absent)} has no image of its name in {folder}.")
-    return [images[path.stem] for path in paths]
+    return [partner for partner in found if partner is not None]
 
 
 def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
@@ -103,25 +105,31 @@ def read_image(path: Path) -> Image.Image:
     image, rawmode = _open(path, "image")
     if _is_deep(image, rawmode):
         raise DataError(f"image {path} has more than 8 bits a channel ({image.mode}). Convert it to 8-bit RGB.")
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return image.convert("RGB")
 
 
 def read_label(path: Path) -> np.ndarray:
     """Reads a label image of one class index a pixel (H, W) uint8, from a palette or grey image.
 
     Raises:
-        DataError: the file is unreadable, truncated, in colour or has 16 bits a pixel.
+        DataError: the file is unreadable, truncated, a JPEG, in colour or has more than 8 bits a pixel.
     """
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        raise DataError(f"label {path} is a JPEG, which blurs class indices. Make it again as PNG from its source.")
     label, rawmode = _open(path, "label")
     if _is_deep(label, rawmode):
-        raise DataError(f"label {path} has 16 bits a pixel. Convert it to an 8-bit image of class indices.")
+        raise DataError(
+            f"label {path} has more than 8 bits a pixel ({label.mode}). Convert it to an 8-bit image of class indices."
+        )
+    if label.mode in ("LA", "PA"):
+        raise DataError(f"label {path} has an alpha channel ({label.mode}). Convert it to grey or palette alone.")
     if label.mode not in ("1", "L", "P"):
         raise DataError(
             f"label {path} is a colour image ({label.mode}), not one of class indices. Convert it once with "
             "piecewise_training.dataset.labels_from_colours(array, colours), where colours lists the RGB of each "
             "class in order, and save the result as an 8-bit PNG."
         )
-    array = np.asarray(ImageOps.exif_transpose(label), dtype=np.uint8)
+    array = np.asarray(label, dtype=np.uint8)
     return array // _STRETCH[rawmode] if rawmode in _STRETCH else array
 
 
@@ -171,18 +179,22 @@ def labels_from_colours(image: np.ndarray, colours: Sequence[tuple[int, int, int
 
 
 def _open(path: Path, what: str) -> tuple[Image.Image, str]:
-    """The decoded image, and how the file stores a pixel, which Pillow forgets on decoding; "" if unknown."""
+    """The decoded, upright image, and how the file stores a pixel, which Pillow forgets on decoding; "" if unknown.
+
+    Pillow loses the orientation of TIFF files that it maps into memory, so it is given the bytes.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
             image.load()
+            upright = ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise DataError(f"{what} {path} does not exist.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{what} {path} is no image that Pillow can read. Replace or remove it.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{what} {path} is broken or cut short ({error}). Replace or remove it.") from error
-    return image, str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    return upright, str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _is_deep(image: Image.Image, rawmode: str) -> bool:

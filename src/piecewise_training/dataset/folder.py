@@ -40,6 +40,8 @@ class SegmentationDataset(Dataset[Item]):
         classes: names and colours, for reports; gives `num_classes` too.
 
     Raises:
+        TypeError: a folder is no path.
+        ValueError: `image_size` is not (height, width), or `num_classes` and `classes` contradict each other.
         DataError: a folder, a partner or a listed file is missing; or, at an item, a file is broken or does not fit.
 
     Example:
@@ -66,6 +68,9 @@ class SegmentationDataset(Dataset[Item]):
         num_classes: int | None = None,
         classes: Classes | None = None,
     ) -> None:
+        for argument, folder in (("image_dir", image_dir), ("label_dir", label_dir)):
+            if not isinstance(folder, str | Path):
+                raise TypeError(f"`{argument}` must be the path of a folder; got {folder!r}.")
         names = None if image_list is None else read_names(image_list)
         self._setup(
             pair_by_stem(Path(image_dir), Path(label_dir), names),
@@ -117,7 +122,7 @@ class SegmentationDataset(Dataset[Item]):
         classes: Classes | None,
         label_map: np.ndarray | None = None,
     ) -> None:
-        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+        if image_size is not None and (np.shape(image_size) != (2,) or min(image_size) < 1):
             raise ValueError(f"`image_size` must be (height, width) of at least 1 or None; got {image_size!r}.")
         if classes is not None and num_classes not in (None, len(classes)):
             raise ValueError(f"`num_classes` {num_classes} and the {len(classes)} `classes` contradict each other.")
@@ -137,21 +142,25 @@ class SegmentationDataset(Dataset[Item]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
-        pixels, label = self.read(index)
-        image: Any = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
-        mask: Any = tv_tensors.Mask(torch.from_numpy(label))
-        if self.image_size is not None:
-            image, mask = resize(image, self.image_size), resize(mask, self.image_size)
+        image, mask = self._resized(index)
         if self.transform is not None:
             image, mask = self.transform(image, mask)
         return normalise(image).as_subclass(Tensor), mask.as_subclass(Tensor).long()
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image (H, W, 3) and the label (H, W) as they are on disk, both uint8, checked."""
+        """The image (H, W, 3) and the label (H, W), both uint8, at `image_size` and before any transform."""
+        image, mask = self._resized(index)
+        return image.permute(1, 2, 0).contiguous().numpy(), mask.numpy()
+
+    def _resized(self, index: int) -> tuple[Any, Any]:
         pair = self.pairs[index]
-        image = np.array(read_image(pair.image))
+        pixels = np.array(read_image(pair.image))
         label = read_label(pair.label)
         if self.label_map is not None:
             label = self.label_map[label]
-        check_label(pair.label, label, image.shape[:2], self.num_classes)
-        return image, np.array(label)
+        check_label(pair.label, label, pixels.shape[:2], self.num_classes)
+        image: Any = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+        mask: Any = tv_tensors.Mask(torch.from_numpy(np.array(label)))
+        if self.image_size is not None:
+            image, mask = resize(image, self.image_size), resize(mask, self.image_size)
+        return image, mask

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from piecewise_training.dataset.files import (
     read_names,
 )
 
-FOLDERS = (("images", "labels"), ("images", "masks"), ("JPEGImages", "SegmentationClass"))
+FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,20 @@ def find_parts(root: Path) -> list[Part]:
     if not root.is_dir():
         raise DataError(f"{root} is no folder.")
     if (root / "leftImg8bit").is_dir():
-        return [_cityscapes_part(root, split.name) for split in sorted((root / "leftImg8bit").iterdir())]
+        return [_part(split, partial(_cityscapes_part, root)) for split in cityscapes.cityscapes_splits(root)]
     segnet = [split for split in ("train", "val", "test") if camvid.segnet_folder(root, split)]
     if segnet:
-        return [_segnet_part(root, split) for split in segnet]
+        return [_part(split, partial(_segnet_part, root)) for split in segnet]
     try:
         folder = voc.voc_folder(root)
     except DataError:
         folder = root
     lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
     if lists:
-        return [_voc_part(folder, listing) for listing in lists]
+        return [_part(listing.stem, partial(_voc_part, folder)) for listing in lists]
     for images, labels in FOLDERS:
         if (folder / images).is_dir() and (folder / labels).is_dir():
-            return [Part("all", *match_by_stem(folder / images, folder / labels))]
+            return [_part("all", partial(_folder_part, folder / images, folder / labels))]
     raise DataError(
         f"{root} has no layout that is known: images/ and labels/ of the same names, VOC (JPEGImages, "
         "SegmentationClass, ImageSets), Cityscapes (leftImg8bit, gtFine) or CamVid (train, trainannot)."
@@ -123,9 +124,22 @@ def survey(part: Part, num_classes: int | None = None) -> Survey:
     return found
 
 
-def _voc_part(folder: Path, listing: Path) -> Part:
-    labels = folder / ("SegmentationClassAug" if listing.stem == voc.AUGMENTED else "SegmentationClass")
-    return Part(listing.stem, *match_by_stem(folder / "JPEGImages", labels, read_names(listing)))
+def _part(name: str, find: Callable[[str], Part]) -> Part:
+    """A part, or where it cannot be found the fault that says why, so that the other parts are still read."""
+    try:
+        return find(name)
+    except DataError as error:
+        return Part(name, [], [str(error)])
+
+
+def _folder_part(images: Path, labels: Path, name: str) -> Part:
+    return Part(name, *match_by_stem(images, labels))
+
+
+def _voc_part(folder: Path, split: str) -> Part:
+    labels = folder / ("SegmentationClassAug" if split == voc.AUGMENTED else "SegmentationClass")
+    names = read_names(folder / "ImageSets" / "Segmentation" / f"{split}.txt")
+    return Part(split, *match_by_stem(folder / "JPEGImages", labels, names))
 
 
 def _segnet_part(root: Path, split: str) -> Part:
@@ -136,8 +150,5 @@ def _segnet_part(root: Path, split: str) -> Part:
 
 
 def _cityscapes_part(root: Path, split: str) -> Part:
-    try:
-        pairs, by_train_id = cityscapes.cityscapes_pairs(root, split)
-    except DataError as error:
-        return Part(split, [], [str(error)])
-    return Part(split, pairs, [], None if by_train_id else cityscapes.train_ids(), len(cityscapes.CLASSES))
+    pairs, faults, by_train_id = cityscapes.cityscapes_pairs(root, split)
+    return Part(split, pairs, faults, None if by_train_id else cityscapes.train_ids(), len(cityscapes.CLASSES))
