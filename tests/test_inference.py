@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from piecewise_training.dataset import SyntheticDataset, normalise
 from piecewise_training.inference import evaluate, predict, refine, scores_from_labels
 from piecewise_training.metrics import SegmentationMetrics
-from tests.test_model import Blocks, small_model
+from piecewise_training.model import PiecewiseTrainedModel
+from tests.test_model import small_model
 
 
 def test_evaluate_is_the_metric_of_the_predictions() -> None:
@@ -55,10 +56,19 @@ def test_predict_takes_pil_and_arrays(apply_crf: bool) -> None:
     np.testing.assert_array_equal(again.labels, prediction.labels)
 
 
-def test_predict_leaves_no_graph_and_takes_other_devices_networks() -> None:
+def test_a_model_that_was_evaluated_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving a model under inference_mode would leave it with tensors that no training may touch."""
     model = small_model()
-    predict(model, np.zeros((8, 8, 3), np.uint8))
-    assert all(p.grad is None for p in model.parameters())
+    move = model.to
+
+    def to_new_tensors(device: torch.device) -> PiecewiseTrainedModel:  # as a move to a GPU makes
+        move(torch.float64)
+        return move(torch.float32)
+
+    monkeypatch.setattr(model, "to", to_new_tensors)
+    evaluate(model, [(torch.randn(1, 3, 8, 9), torch.zeros(1, 8, 9, dtype=torch.long))])
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+    model(torch.randn(1, 3, 8, 9))[0].mean().backward()
 
 
 def test_bad_images() -> None:
@@ -85,7 +95,3 @@ def test_scores_from_labels() -> None:
         scores_from_labels(np.zeros((1, 1), np.uint8), 3, 0.2)
     with pytest.raises(ValueError, match=r"`labels` must hold 0 to 2 or 255; it also holds \[7\]"):
         scores_from_labels(np.full((1, 1), 7, np.uint8), 3)
-
-
-def test_own_module_is_moved_with_the_model() -> None:
-    assert isinstance(small_model().unary, Blocks)

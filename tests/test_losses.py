@@ -129,9 +129,9 @@ def test_structured_loss_adds_its_terms() -> None:
 
 
 def test_class_weights() -> None:
-    pixels = torch.tensor([60, 30, 10, 0])
-    assert class_weights(pixels, "none") is None
-    inverse, median = class_weights(pixels, "inverse"), class_weights(pixels, "median")
+    pixels, around = torch.tensor([60, 30, 10, 0]), torch.tensor([100, 100, 100, 0])
+    assert class_weights(pixels, around, "none") is None
+    inverse, median = class_weights(pixels, around, "inverse"), class_weights(pixels, around, "median")
     assert inverse is not None
     assert median is not None
     torch.testing.assert_close(inverse[:3] * pixels[:3], torch.full((3,), float(inverse[0] * 60)))
@@ -139,10 +139,18 @@ def test_class_weights() -> None:
     torch.testing.assert_close(median, torch.tensor([0.5, 1.0, 3.0, 0.0]))
 
 
+def test_median_frequency_is_that_of_the_images_with_the_class() -> None:
+    """Eigen & Fergus: a class that fills the few images it is in is not rare; of an even number, the middle's mean."""
+    weights = class_weights(torch.tensor([60, 30]), torch.tensor([100, 50]), "median")
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0]))
+    weights = class_weights(torch.tensor([10, 20, 40, 80]), torch.full((4,), 150), "median")
+    torch.testing.assert_close(weights, torch.tensor([3.0, 1.5, 0.75, 0.375]))
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="`loss` must be cross_entropy, structured, dice or focal; got 'hinge'"):
         unary_loss("hinge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`class_weights` must be none, inverse or median; got 'log'"):
-        class_weights(torch.ones(2), "log")  # type: ignore[arg-type]
+        class_weights(torch.ones(2), torch.ones(2), "log")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`pixels` must count at least one pixel"):
-        class_weights(torch.zeros(2, dtype=torch.long), "median")
+        class_weights(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), "median")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,23 @@ def test_bad_labels() -> None:
         metrics.update(torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[2, 7]]]))
     with pytest.raises(ValueError, match=r"must have one shape; got \(1, 1, 2\) int64 and \(1, 1, 1\) int64"):
         metrics.update(torch.zeros(1, 1, 2, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", [SegmentationMetrics, BorderMetrics])
+def test_bad_predictions(kind: Any) -> None:
+    """A prediction that is no class is refused where the truth is known, and does not matter where it is not."""
+    truth = torch.tensor([[[0, 1, 255]]])
+    with pytest.raises(ValueError, match="`prediction` must hold classes 0 to 1 wherever .*; it goes from 0 to 2"):
+        kind(2).update(torch.tensor([[[0, 2, 1]]]), truth)
+    kind(2).update(torch.tensor([[[0, 1, 9]]]), truth)
+
+
+def test_border_scores_of_bytes() -> None:
+    prediction, truth = (m.repeat_interleave(6, 1).repeat_interleave(6, 2) for m in maps(0, 21, (1, 5, 6)))
+    wide, narrow = BorderMetrics(21), BorderMetrics(21)
+    wide.update(prediction, truth)
+    narrow.update(prediction.to(torch.uint8), truth.to(torch.uint8))
+    assert narrow.compute() == wide.compute()
 
 
 def brute_band(labels: np.ndarray, width: int) -> np.ndarray:

@@ -95,7 +95,7 @@ class OptimConfig:
     """How parameters are moved.
 
     Attributes:
-        optimizer: Stochastic gradient descent with momentum, or AdamW; the CRF is always trained with Adam.
+        optimizer: Stochastic gradient descent with momentum, or AdamW; the CRF alone, in stage 2, always has Adam.
         learning_rate: Rate of the CNN in stage 1.
         weight_decay: Of the CNN; the CRF has none.
         momentum: Of stochastic gradient descent.

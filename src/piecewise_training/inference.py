@@ -80,7 +80,6 @@ class _Tally:
         )
 
 
-@torch.inference_mode()
 def evaluate(
     model: PiecewiseTrainedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -99,22 +98,26 @@ def evaluate(
     device = torch.device(device)
     model.to(device).eval()
     unary, crf = _Tally(model.num_classes, device), _Tally(model.num_classes, device)
-    for image, target in batches:
-        image, target = image.to(device), target.to(device)
-        start = time.perf_counter()
-        logits, _ = model(image, apply_crf=False)
-        labels = logits.argmax(1)
-        _wait(device)
-        middle = time.perf_counter()
-        unary.add(labels, target, middle - start)
-        if model.crf is not None:
-            restart = time.perf_counter()
-            refined = model.crf(logits, model.to_grey_levels(image)).argmax(1)
-            _wait(device)
-            crf.add(refined, target, middle - start + time.perf_counter() - restart)
+    with torch.inference_mode():  # not around the model's move: its parameters could not be trained afterwards
+        for image, target in batches:
+            _evaluate_batch(model, image.to(device), target.to(device), unary, crf)
     if not unary.images:
         raise ValueError("`batches` holds no image to evaluate on.")
     return Evaluation(unary.result(), crf.result() if model.crf is not None else None)
+
+
+def _evaluate_batch(model: PiecewiseTrainedModel, image: Tensor, target: Tensor, unary: _Tally, crf: _Tally) -> None:
+    start = time.perf_counter()
+    logits, _ = model(image, apply_crf=False)
+    labels = logits.argmax(1)
+    _wait(image.device)
+    middle = time.perf_counter()
+    unary.add(labels, target, middle - start)
+    if model.crf is not None:
+        restart = time.perf_counter()
+        refined = model.crf(logits, model.to_grey_levels(image)).argmax(1)
+        _wait(image.device)
+        crf.add(refined, target, middle - start + time.perf_counter() - restart)
 
 
 @torch.inference_mode()

@@ -150,21 +150,25 @@ def unary_loss(
     return lambda logits, target: function(logits, target, weight)
 
 
-def class_weights(pixels: Int[Tensor, k], rule: Literal["none", "inverse", "median"]) -> Float[Tensor, k] | None:
+def class_weights(
+    pixels: Int[Tensor, k], around: Int[Tensor, k], rule: Literal["none", "inverse", "median"]
+) -> Float[Tensor, k] | None:
     """Weights of the classes from their frequency.
 
     "inverse" is proportional to 1 / frequency, with mean 1 over the classes that occur; "median" is the median
-    frequency over the frequency (Eigen & Fergus, ICCV 2015). A class that does not occur has weight 0.
+    frequency over the frequency, where that of a class is its share of the images in which it occurs (Eigen & Fergus,
+    ICCV 2015). A class that does not occur has weight 0.
 
     Args:
         pixels: number of pixels of each class.
+        around: number of pixels, void aside, of all images in which the class occurs.
         rule: "none" gives None.
 
     Raises:
         ValueError: no rule has that name, or there is no pixel.
 
     Example:
-        >>> class_weights(torch.tensor([8, 4, 2]), "median")
+        >>> class_weights(torch.tensor([8, 4, 2]), torch.tensor([14, 14, 14]), "median")
         tensor([0.5000, 1.0000, 2.0000])
     """
     if rule == "none":
@@ -174,6 +178,6 @@ def class_weights(pixels: Int[Tensor, k], rule: Literal["none", "inverse", "medi
     present = pixels > 0
     if not bool(present.any()):
         raise ValueError("`pixels` must count at least one pixel that is not void.")
-    frequency = pixels.double() / pixels.sum()
-    scale = frequency[present].median() if rule == "median" else 1 / (1 / frequency[present]).mean()
+    frequency = pixels.double() / (around.clamp(min=1) if rule == "median" else pixels.sum())
+    scale = frequency[present].quantile(0.5) if rule == "median" else 1 / (1 / frequency[present]).mean()
     return torch.where(present, scale / frequency, 0.0).float()

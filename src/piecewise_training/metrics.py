@@ -54,7 +54,7 @@ def scores_from_confusion(confusion: Int[Tensor, "k k"]) -> Scores:
         >>> round(scores.miou, 3)
         0.775
     """
-    matrix = confusion.double()
+    matrix = confusion.cpu().double()  # not every accelerator has double precision
     hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
     iou = _ratio(hits, truth + predicted - hits)
     recall = _ratio(hits, truth)
@@ -67,7 +67,7 @@ def scores_from_confusion(confusion: Int[Tensor, "k k"]) -> Scores:
         precision=_ratio(hits, predicted),
         recall=recall,
         f1=_ratio(2 * hits, truth + predicted),
-        support=confusion.sum(1),
+        support=confusion.sum(1).cpu(),
     )
 
 
@@ -97,12 +97,7 @@ class SegmentationMetrics(torchmetrics.classification.MulticlassConfusionMatrix)
         Raises:
             ValueError: shapes differ, or a label is neither a class nor void.
         """
-        if prediction.shape != target.shape:
-            raise ValueError(
-                "`prediction` and `target` must have one shape; "
-                f"got {checks.describe(prediction)} and {checks.describe(target)}."
-            )
-        checks.labels(target, self.num_classes, self.ignore_index)
+        _check_maps(prediction, target, self.num_classes, self.ignore_index)
         super().update(prediction, target)
 
     def compute(self) -> Scores:  # type: ignore[override]
@@ -165,9 +160,14 @@ class BorderMetrics(torchmetrics.Metric):
             self.add_state(f"band_{band}", torch.zeros(num_classes, num_classes, dtype=torch.long), "sum")
 
     def update(self, prediction: Int[Tensor, "b h w"], target: Int[Tensor, "b h w"]) -> None:
-        """Adds a batch of label maps."""
-        known = target != self.ignore_index
-        prediction = prediction.where(known, self.ignore_index)
+        """Adds a batch of label maps.
+
+        Raises:
+            ValueError: shapes differ, or a label is neither a class nor void.
+        """
+        _check_maps(prediction, target, self.num_classes, self.ignore_index)
+        target = target.long()
+        prediction = prediction.long().where(target != self.ignore_index, self.ignore_index)
         width = max(1, round(self.boundary * math.hypot(*target.shape[1:])))
         true_edge = border_band(target, width, self.ignore_index)
         found_edge = border_band(prediction, width, self.ignore_index)
@@ -183,13 +183,29 @@ class BorderMetrics(torchmetrics.Metric):
 
     def compute(self) -> dict[str, float]:
         """Boundary IoU and the trimap scores by name, each the mean over the classes that occur."""
-        scores = {"boundary_iou": float(_ratio(self.intersection.double(), self.union.double()).nanmean())}
+        iou = _ratio(self.intersection.cpu().double(), self.union.cpu().double())
+        scores = {"boundary_iou": float(iou.nanmean())}
         for band in self.bands:
             scores[f"trimap_{band}"] = scores_from_confusion(getattr(self, f"band_{band}")).miou
         return scores
 
     def _count(self, labels: Tensor) -> Tensor:
         return torch.bincount(labels, minlength=self.num_classes)
+
+
+def _check_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            "`prediction` and `target` must have one shape; "
+            f"got {checks.describe(prediction)} and {checks.describe(target)}."
+        )
+    checks.labels(target, num_classes, ignore_index)
+    known = prediction[target != ignore_index]
+    if known.numel() and (int(known.min()) < 0 or int(known.max()) >= num_classes):
+        raise ValueError(
+            f"`prediction` must hold classes 0 to {num_classes - 1} wherever the truth is known; "
+            f"it goes from {int(known.min())} to {int(known.max())}."
+        )
 
 
 def border_band(labels: Int[Tensor, "b h w"], width: int, ignore_index: int = VOID) -> Bool[Tensor, "b h w"]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from piecewise_training.config import OptimConfig
+from piecewise_training.config import OptimConfig, TrainConfig
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import crf_stage, joint_stage, unary_stage
-from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
+from piecewise_training.trainer.schedule import build_optimizer, check_config, rate_schedule
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,15 @@ def test_poly_with_warmup_ends_at_zero() -> None:
         ({"step_epochs": 0}, "`step_epochs` must be at least 1; got 0"),
     ],
 )
-def test_bad_values(model: PiecewiseTrainedModel, arguments: dict[str, float], message: str) -> None:
+def test_bad_values(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_optimizer(model, unary_stage(1), OptimConfig(**arguments))  # type: ignore[arg-type]
+        check_config(TrainConfig(optim=OptimConfig(**arguments)))
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="`schedule` must be one of step, poly; got 'cosine'"):
+        check_config(TrainConfig(optim=OptimConfig(schedule="cosine")))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`loss` must be one of cross_entropy, structured, dice, focal; got 'hinge'"):
+        check_config(TrainConfig(loss="hinge"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`patience` must be at least 0; got -1"):
+        check_config(TrainConfig(patience=-1))

@@ -12,6 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.dataset.transforms import augmentation
+from piecewise_training.losses import class_weights
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer, crf_stage, unary_stage
@@ -41,6 +44,16 @@ def loader(count: int = 8, batch_size: int = 4, seed: int = 0) -> DataLoader[Any
     image = nn.functional.one_hot(label, 3).movedim(-1, 1).float() + 0.4 * torch.randn(count, 3, 16, 20, generator=g)
     label[:, 0, :3] = 255
     return DataLoader(TensorDataset(image, label), batch_size)
+
+
+class CountsEpochs(DataLoader[Any]):
+    """A loader that knows how often it was read from the start."""
+
+    epochs = 0
+
+    def __iter__(self) -> Any:
+        self.epochs += 1
+        return super().__iter__()
 
 
 def trainer(model: PiecewiseTrainedModel | None = None, **kwargs: Any) -> PiecewiseTrainer:
@@ -122,15 +135,24 @@ def test_joint_and_independent() -> None:
     before = snapshot(t.model)
     assert list(t.train_joint(loader(), 1)) == ["stage3"]
     assert moved(t.model, before) == set(before)
-    assert list(trainer().train_independent(loader(), 1, 1)) == ["stage1", "stage2"]
+    assert list(t.train_independent(loader(), 1, 1)) == ["stage1", "stage2"]
 
 
 def test_best_weights_are_kept(tmp_path: Path) -> None:
-    """A rate that wrecks the network after its best epoch leaves the best epoch's weights."""
-    config = TrainConfig(optim=OptimConfig(learning_rate=0.8, schedule="poly"))
-    t = trainer(config=config, output_dir=tmp_path)
+    """Labels that turn wrong after two epochs wreck the network: the best epoch's weights are left."""
+
+    class TurnsWrong(DataLoader[Any]):
+        epochs = 0
+
+        def __iter__(self) -> Any:
+            self.epochs += 1
+            wrong = self.epochs > 2
+            return ((image, (label + 1) % 3 if wrong else label) for image, label in super().__iter__())
+
+    t = trainer(learning_rate=0.1, output_dir=tmp_path)
     val = loader(seed=1)
-    history = t.run_stage(unary_stage(6), loader(), val)
+    history = t.run_stage(unary_stage(6), TurnsWrong(loader().dataset, 4), val)
+    assert history["val_miou"][-1] < max(history["val_miou"])
     metrics = SegmentationMetrics(3)
     with torch.inference_mode():
         for image, label in val:
@@ -151,8 +173,11 @@ def test_same_seed_same_weights() -> None:
     assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
 
 
-def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """A run killed in epoch 3 of 4 ends as the uninterrupted run does, dropout's randomness apart."""
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("rate", [0.05, 1e-9])
+def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: float) -> None:
+    """A run killed in epoch 4 of 5 ends as the uninterrupted run does, also if the last epochs were not the best."""
+    val = loader(seed=1) if validated else None
 
     class KilledError(Exception):
         pass
@@ -162,27 +187,31 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
         def __iter__(self) -> Any:
             Stops.epochs += 1
-            if Stops.epochs == 3:
+            if Stops.epochs == 4:
                 raise KilledError
             return super().__iter__()
 
     torch.manual_seed(1)
     model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
     start = snapshot(model)
-    whole = trainer(model, output_dir=tmp_path / "whole", learning_rate=0.05)
-    expected = whole.run_stage(unary_stage(4), loader(), loader(seed=1))
+    whole = trainer(model, output_dir=tmp_path / "whole", learning_rate=rate)
+    expected = whole.run_stage(unary_stage(5), loader(), val)
     final = snapshot(model)
 
     model.load_state_dict(start)
     with pytest.raises(KilledError):
-        trainer(model, output_dir=tmp_path / "part", learning_rate=0.05).run_stage(
-            unary_stage(4), Stops(loader().dataset, 4), loader(seed=1)
+        trainer(model, output_dir=tmp_path / "part", learning_rate=rate).run_stage(
+            unary_stage(5), Stops(loader().dataset, 4), val
         )
     model.load_state_dict(start)
-    again = trainer(model, output_dir=tmp_path / "part", learning_rate=0.05)
-    history = again.run_stage(unary_stage(4), loader(), loader(seed=1), resume=True)
+    again = trainer(model, output_dir=tmp_path / "part", learning_rate=rate)
+    seen = CountsEpochs(loader().dataset, 4)
+    history = again.run_stage(unary_stage(5), seen, val, resume=True)
+    assert seen.epochs == 2
     assert history["train_loss"] == pytest.approx(expected["train_loss"])
-    assert len(history["lr"]) == 4
+    assert len(history["lr"]) == 5
+    assert (tmp_path / "part" / "logs" / "csv" / "stage1" / "metrics.csv").is_file()
+    assert (tmp_path / "part" / "logs" / "csv" / "stage1_resumed_1" / "metrics.csv").is_file()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, final[name])
 
@@ -236,8 +265,44 @@ def test_early_stopping() -> None:
 
 
 def test_count_classes() -> None:
-    label = torch.tensor([[[0, 1, 1, 255]]])
-    assert count_classes([(torch.zeros(1), label), (torch.zeros(1), label)], 3).tolist() == [2, 4, 0]
+    label = torch.tensor([[[0, 1, 1, 255]], [[0, 0, 255, 255]]])
+    pixels, around = count_classes([label, label], 3)
+    assert pixels.tolist() == [6, 4, 0]
+    assert around.tolist() == [10, 6, 0]
+
+
+def test_class_weights_are_counted_before_augmentation() -> None:
+    """Crops would give other weights in every run."""
+    data = SyntheticDataset(6, image_size=(32, 40))
+    data.transform = augmentation((16, 16), (2.0, 2.0), 0.5, 0.3)
+    t = PiecewiseTrainer(
+        PiecewiseTrainedModel(7, 2, unary=Small(7)),
+        "cpu",
+        7,
+        config=TrainConfig(class_weights="median"),
+        progress=False,
+    )
+    t.train_unary(DataLoader(data, 2), 1)
+    counts = count_classes((torch.from_numpy(data.read(i)[1])[None] for i in range(6)), 7)
+    torch.testing.assert_close(t._weight, class_weights(*counts, "median"))
+
+
+def test_a_stage_that_only_harms_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    t = trainer(learning_rate=0.05, output_dir=tmp_path)
+    val = loader(seed=1)
+    first = t.train_unary(loader(), 6, val)
+    before = snapshot(t.model)
+    wrong = [(image, torch.where(label < 3, (label + 1) % 3, label)) for image, label in loader()]
+    images, labels = (torch.cat(part) for part in zip(*wrong, strict=True))
+    t.config = TrainConfig(optim=OptimConfig(learning_rate=0.5))
+    harm = t.run_stage(unary_stage(3), DataLoader(TensorDataset(images, labels), 4), val)
+    assert max(harm["val_miou"]) < max(first["val_miou"])
+    assert not moved(t.model, before)
+    assert "stage1 reached" in caplog.text
+    assert "it is undone" in caplog.text
+    again = trainer(output_dir=tmp_path)
+    again.run_stage(unary_stage(3), loader(), val, resume=True)
+    assert not moved(again.model, before)
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -248,6 +313,24 @@ def test_errors(tmp_path: Path) -> None:
         PiecewiseTrainer(model, "cpu", 3, learning_rate=0.5, config=TrainConfig())
     with pytest.raises(ValueError, match="stage2 trains a CRF, but the model has none. Build it with use_crf=True"):
         trainer(PiecewiseTrainedModel(3, use_crf=False, unary=Small())).train_crf(loader(), 1)
+    without = trainer(PiecewiseTrainedModel(3, use_crf=False, unary=Small()))
+    counting = CountsEpochs(loader().dataset, 4)
+    with pytest.raises(ValueError, match="stage2 trains a CRF"):
+        without.train_piecewise(counting)
+    assert counting.epochs == 0
+    with pytest.raises(ValueError, match="stage1 must have at least 1 epoch; got 0"):
+        trainer().train_unary(loader(), 0)
+    with pytest.raises(ValueError, match="`train_loader` yields no batch: its images do not fill one"):
+        trainer().train_unary(DataLoader(loader(3).dataset, 4, drop_last=True), 1)
+    with pytest.raises(ValueError, match="`patience` counts validations: give a `val_loader`"):
+        trainer(config=TrainConfig(patience=2)).train_unary(loader(), 1)
+    with pytest.raises(ValueError, match="`optimizer` must be one of sgd, adamw; got 'rmsprop'"):
+        trainer(config=TrainConfig(optim=OptimConfig(optimizer="rmsprop")))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`precision` must be one of 32, bf16, 16; got 'fp16'"):
+        trainer(config=TrainConfig(precision="fp16"))  # type: ignore[arg-type]
+    frozen = PiecewiseTrainedModel(3, unary=Small()).requires_grad_(False)
+    with pytest.raises(ValueError, match="stage2 has nothing to train"):
+        trainer(frozen).train_crf(loader(), 1)
     with pytest.raises(ValueError, match="`resume` needs the trainer's `output_dir`"):
         trainer().run_stage(unary_stage(1), loader(), resume=True)
     with pytest.raises(ValueError, match="`precision` 16 needs a GPU; on the CPU take bf16 or 32"):
@@ -258,3 +341,5 @@ def test_labels_that_are_no_class() -> None:
     data = TensorDataset(torch.randn(2, 3, 8, 8), torch.full((2, 8, 8), 3))
     with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 2 or 255 \(void\); it also holds \[3\]"):
         trainer().train_unary(DataLoader(data), 1)
+    with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 2"):
+        trainer().train_unary(loader(), 1, DataLoader(data))

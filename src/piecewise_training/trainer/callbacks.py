@@ -48,7 +48,11 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
-def checkpoints(folder: Path, validates: bool) -> ModelCheckpoint:
-    """Keeps last.ckpt, to resume from, and with a validation set best.ckpt, the epoch of the highest mIoU."""
-    best: dict[str, Any] = {"monitor": "val_miou", "mode": "max", "save_top_k": 1} if validates else {"save_top_k": 0}
-    return ModelCheckpoint(folder, filename="best", save_last=True, enable_version_counter=False, **best)
+def checkpoints(folder: Path, validates: bool) -> list[ModelCheckpoint]:
+    """Keep last.ckpt, to resume from, and with a validation set best.ckpt, the epoch of the highest mIoU.
+
+    Two callbacks, because Lightning's save_last writes only when a best epoch was saved.
+    """
+    options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
+    last = ModelCheckpoint(filename="last", **options)
+    return [ModelCheckpoint(filename="best", monitor="val_miou", mode="max", **options), last] if validates else [last]

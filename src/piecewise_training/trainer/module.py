@@ -69,6 +69,7 @@ class StageModule(lightning.LightningModule):
         """
         del index
         image, target = batch
+        checks.labels(target, self.model.num_classes)
         with torch.autocast(image.device.type, enabled=False):
             logits, log_q = self._forward(image)
         self.log("val_loss", self._loss(logits, log_q, target), batch_size=len(image))

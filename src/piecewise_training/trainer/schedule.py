@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
 
-from piecewise_training.config import OptimConfig
+from piecewise_training.config import OptimConfig, TrainConfig
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer.stages import Stage
 
@@ -23,9 +23,8 @@ def build_optimizer(model: PiecewiseTrainedModel, stage: Stage, config: OptimCon
     orders of magnitude.
 
     Raises:
-        ValueError: a rate or factor is out of its range.
+        ValueError: the user has frozen everything that the stage trains.
     """
-    _check(config)
     groups: list[dict[str, Any]] = []
     if stage.trains_unary:
         backbone = _backbone(model.unary)
@@ -49,6 +48,8 @@ def build_optimizer(model: PiecewiseTrainedModel, stage: Stage, config: OptimCon
                 "weight_decay": 0.0,
             }
         )
+    if not any(group["params"] for group in groups):
+        raise ValueError(f"{stage.name} has nothing to train: every parameter of its parts has requires_grad=False.")
     if config.optimizer == "adamw" or not stage.trains_unary:
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
@@ -93,7 +94,25 @@ def _backbone(unary: nn.Module) -> nn.Module | None:
     return backbone if isinstance(backbone, nn.Module) else None
 
 
-def _check(config: OptimConfig) -> None:
+def check_config(config: TrainConfig) -> None:
+    """Checks names and ranges before anything is trained.
+
+    Raises:
+        ValueError: an option is none of its names, or a number is out of its range.
+    """
+    optim = config.optim
+    for owner, names in ((config, ("loss", "class_weights", "precision")), (optim, ("optimizer", "schedule"))):
+        hints = get_type_hints(type(owner))
+        for name in names:
+            if getattr(owner, name) not in get_args(hints[name]):
+                known = ", ".join(get_args(hints[name]))
+                raise ValueError(f"`{name}` must be one of {known}; got {getattr(owner, name)!r}.")
+    if config.patience < 0:
+        raise ValueError(f"`patience` must be at least 0; got {config.patience}.")
+    _check_ranges(optim)
+
+
+def _check_ranges(config: OptimConfig) -> None:
     for name in ("learning_rate", "crf_learning_rate", "joint_factor"):
         if not getattr(config, name) > 0:
             raise ValueError(f"`{name}` must be above 0; got {getattr(config, name)}.")

@@ -16,21 +16,26 @@ from typing import Any
 
 import lightning
 import torch
+from jaxtyping import Int
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piecewise_training import checks
-from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.config import OptimConfig, Strategy, TrainConfig
 from piecewise_training.losses import VOID, class_weights
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import stages
 from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints
 from piecewise_training.trainer.module import StageModule
+from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
 from piecewise_training.writing import atomic_write
 
+logger = logging.getLogger(__name__)
+
+_PREFIX = "model."  # of the model's weights among the LightningModule's
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
 
@@ -38,8 +43,8 @@ Loader = DataLoader[Any]
 class PiecewiseTrainer:
     """Trains a model in stages: the CNN, the CRF with the CNN fixed, then both at a lower rate.
 
-    After each stage the model holds the weights of the epoch with the best validation mIoU; of the last epoch, without
-    a validation set.
+    After each stage the model holds the weights of the epoch with the best validation mIoU, or those that the stage
+    began with, where they are known to be better; of the last epoch, without a validation set.
 
     Args:
         model: what to train, in place.
@@ -53,7 +58,8 @@ class PiecewiseTrainer:
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: `num_classes` is not the model's, or a rate is given both here and in `config`.
+        ValueError: `num_classes` is not the model's, a rate is given both here and in `config`, or an option of the
+            `config` is unknown or out of its range.
 
     Example:
         >>> from piecewise_training.dataset import SyntheticDataset
@@ -88,6 +94,7 @@ class PiecewiseTrainer:
             config.optim.weight_decay,
         ):
             raise ValueError("give `learning_rate` and `weight_decay` in `config.optim` or as arguments, not in both.")
+        check_config(config)
         self.model = model
         self.device = best_device(device)
         self.config = config
@@ -97,6 +104,7 @@ class PiecewiseTrainer:
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
+        self._judged: tuple[str, float, dict[str, Tensor]] | None = None  # the last stage's judge, mIoU and weights
 
     def train_piecewise(
         self,
@@ -105,8 +113,12 @@ class PiecewiseTrainer:
         stage2_epochs: int = 4,
         stage3_epochs: int = 8,
         val_loader: Loader | None = None,
+        *,
+        resume: bool = False,
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, then both.
+
+        The strategy and the epochs are these, whatever `config` says of them.
 
         Args:
             train_loader: yields images (B, 3, H, W), normalised as ImageNet, and labels (B, H, W), 255 for void.
@@ -114,6 +126,7 @@ class PiecewiseTrainer:
             stage2_epochs: of the CRF.
             stage3_epochs: of both.
             val_loader: yields the same; its mIoU chooses the best epoch.
+            resume: whether to go on from what an interrupted run left in `output_dir`.
 
         Returns:
             By stage ("stage1", "stage2", "stage3") and quantity ("train_loss", "val_loss", "val_miou",
@@ -122,7 +135,8 @@ class PiecewiseTrainer:
         Raises:
             ValueError: the model has no CRF, or a label is neither a class nor void.
         """
-        return self._train("piecewise", (stage1_epochs, stage2_epochs, stage3_epochs), train_loader, val_loader)
+        epochs = stage1_epochs, stage2_epochs, stage3_epochs
+        return self._train("piecewise", epochs, train_loader, val_loader, resume)
 
     def train_independent(
         self, train_loader: Loader, stage1_epochs: int = 20, stage2_epochs: int = 4, val_loader: Loader | None = None
@@ -162,12 +176,11 @@ class PiecewiseTrainer:
                 interrupted one continued.
 
         Raises:
-            ValueError: the stage trains a CRF and the model has none, or there is nowhere to resume from.
+            ValueError: the stage trains a CRF and the model has none, it has no epoch or `train_loader` no batch, or
+                there is nowhere to resume from.
         """
-        if stage.crf_weight and self.model.crf is None:
-            raise ValueError(f"{stage.name} trains a CRF, but the model has none. Build it with use_crf=True.")
-        if resume and self.output_dir is None:
-            raise ValueError("`resume` needs the trainer's `output_dir`.")
+        self._check(stage, val_loader, resume)
+        start = self._known_miou(stage)
         with tempfile.TemporaryDirectory() as scratch, _restored_gradients(self.model):
             folder = (self.output_dir or Path(scratch)) / "checkpoints" / stage.name
             finished = folder / "history.json"
@@ -178,6 +191,8 @@ class PiecewiseTrainer:
             else:
                 history = self._fit(stage, folder, train_loader, val_loader, resume)
             self._load_best(folder)
+            if history["val_miou"]:
+                self._keep_the_better(stage, start, max(history["val_miou"]), folder)
             if self.output_dir is not None:
                 with atomic_write(finished) as temporary:
                     temporary.write_text(json.dumps(history))
@@ -186,19 +201,40 @@ class PiecewiseTrainer:
         return history
 
     def _train(
-        self, strategy: Any, epochs: tuple[int, int, int], train_loader: Loader, val_loader: Loader | None
+        self,
+        strategy: Strategy,
+        epochs: tuple[int, int, int],
+        train_loader: Loader,
+        val_loader: Loader | None,
+        resume: bool = False,
     ) -> dict[str, StageHistory]:
         first, second, third = epochs
         config = replace(self.config, strategy=strategy, stage1_epochs=first, stage2_epochs=second, stage3_epochs=third)
-        for stage in stages.plan(config):
-            self.run_stage(stage, train_loader, val_loader)
-        return self.history
+        plan = stages.plan(config)
+        for stage in plan:  # all of them before the first is trained
+            self._check(stage, val_loader, resume)
+        return {stage.name: self.run_stage(stage, train_loader, val_loader, resume=resume) for stage in plan}
+
+    def _check(self, stage: Stage, val_loader: Loader | None, resume: bool) -> None:
+        if stage.epochs < 1:
+            raise ValueError(f"{stage.name} must have at least 1 epoch; got {stage.epochs}.")
+        if stage.crf_weight and self.model.crf is None:
+            raise ValueError(f"{stage.name} trains a CRF, but the model has none. Build it with use_crf=True.")
+        if self.config.patience and val_loader is None:
+            raise ValueError("`patience` counts validations: give a `val_loader`.")
+        if resume and self.output_dir is None:
+            raise ValueError("`resume` needs the trainer's `output_dir`.")
 
     def _fit(
         self, stage: Stage, folder: Path, train_loader: Loader, val_loader: Loader | None, resume: bool
     ) -> StageHistory:
+        if not len(train_loader):
+            raise ValueError(
+                "`train_loader` yields no batch: its images do not fill one. Lower its batch_size or give up drop_last."
+            )
+        weight = self._class_weight(train_loader)
         lightning.seed_everything(self.seed + zlib.crc32(stage.name.encode()) % 2**31, workers=True, verbose=False)
-        module = StageModule(self.model, stage, self.config, self._class_weight(train_loader))
+        module = StageModule(self.model, stage, self.config, weight)
         module.train()
         history = History()
         last = folder / "last.ckpt"
@@ -210,7 +246,7 @@ class PiecewiseTrainer:
 
     def _lightning(self, stage: Stage, folder: Path, history: History, validates: bool) -> lightning.Trainer:
         optim = self.config.optim
-        callbacks: list[Callback] = [history, checkpoints(folder, validates)]
+        callbacks: list[Callback] = [history, *checkpoints(folder, validates)]
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
         if self.progress:
@@ -235,36 +271,74 @@ class PiecewiseTrainer:
         if self.output_dir is None:
             return []
         logs = self.output_dir / "logs"
+        earlier = len(list((logs / "csv").glob(f"{stage.name}*")))  # a resumed stage: CSVLogger would start anew
+        version = f"{stage.name}_resumed_{earlier}" if earlier else stage.name
         return [
-            CSVLogger(logs, name="csv", version=stage.name),
-            TensorBoardLogger(logs, name="tensorboard", version=stage.name),
+            CSVLogger(logs, name="csv", version=version),
+            TensorBoardLogger(logs, name="tensorboard", version=version),
         ]
 
     def _class_weight(self, train_loader: Loader) -> Tensor | None:
         if self.config.class_weights != "none" and self._weight is None:
-            pixels = count_classes(train_loader, self.model.num_classes)
-            self._weight = class_weights(pixels, self.config.class_weights)
+            dataset = train_loader.dataset
+            labels = _labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
+            counts = count_classes(labels, self.model.num_classes)
+            self._weight = class_weights(*counts, self.config.class_weights)
         return self._weight
+
+    def _known_miou(self, stage: Stage) -> float | None:
+        """The validation mIoU of the weights that a stage begins with, if an earlier one was judged by the same."""
+        if self._judged is None or self._judged[0] != stage.judged_by:
+            return None
+        _, miou, state = self._judged
+        unchanged = all(torch.equal(value.cpu(), state[name]) for name, value in self.model.state_dict().items())
+        return miou if unchanged else None
+
+    def _keep_the_better(self, stage: Stage, start: float | None, best: float, folder: Path) -> None:
+        """Goes back to the weights that a stage began with where not one of its epochs was as good."""
+        if start is not None and best < start and self._judged is not None:
+            logger.warning(
+                "%s reached %.2f %% mIoU at best and began with %.2f %%: it is undone.",
+                stage.name,
+                100 * best,
+                100 * start,
+            )
+            best = start
+            self.model.load_state_dict(self._judged[2])
+            with atomic_write(folder / "best.ckpt") as temporary:
+                torch.save({"state_dict": {_PREFIX + k: v for k, v in self._judged[2].items()}}, temporary)
+        state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        self._judged = (stage.judged_by, best, state)
 
     def _load_best(self, folder: Path) -> None:
         best = folder / "best.ckpt"
         checkpoint = torch.load(best if best.is_file() else folder / "last.ckpt", map_location="cpu", weights_only=True)
-        prefix = "model."
-        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        saved = checkpoint["state_dict"].items()
+        state = {name.removeprefix(_PREFIX): value for name, value in saved if name.startswith(_PREFIX)}
         self.model.load_state_dict(state)
 
 
-def count_classes(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
-    """Counts the pixels of each class in one pass over a loader.
+def count_classes(labels: Iterable[Int[Tensor, "b h w"]], num_classes: int) -> tuple[Int[Tensor, k], Int[Tensor, k]]:
+    """The pixels of each class, and those of all images in which it occurs; void counts nowhere.
 
     Raises:
         ValueError: a label is neither a class nor void.
     """
     pixels = torch.zeros(num_classes, dtype=torch.long)
-    for _, target in batches:
-        checks.labels(target, num_classes)
-        pixels += torch.bincount(target[target != VOID], minlength=num_classes)
-    return pixels
+    around = torch.zeros(num_classes, dtype=torch.long)
+    for batch in labels:
+        checks.labels(batch, num_classes)
+        for label in batch:
+            counts = torch.bincount(label[label != VOID].long(), minlength=num_classes)
+            pixels += counts
+            around += (counts > 0) * counts.sum()
+    return pixels, around
+
+
+def _labels_on_disk(dataset: Any) -> Iterator[Tensor]:
+    """The labels of a data set of ours before augmentation, (1, H, W) each."""
+    for index in range(len(dataset)):
+        yield torch.from_numpy(dataset.read(index)[1])[None]
 
 
 def best_device(name: str | torch.device) -> torch.device:
