@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,23 @@ def test_labels() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
 def test_positive(value: float) -> None:
-    checks.positive("w", 1e-9)
+    checks.scalar("w", 1e-9, positive=True)
     with pytest.raises(ValueError, match="`w` must be a finite number above 0; got"):
-        checks.positive("w", torch.tensor(value, requires_grad=True))
+        checks.scalar("w", torch.tensor(value, requires_grad=True), positive=True)
+
+
+def test_scalar() -> None:
+    checks.scalar("w", -1.0)
+    with pytest.raises(ValueError, match="`w` must be a finite number; got nan"):
+        checks.scalar("w", torch.tensor(torch.nan))
+    with pytest.raises(ValueError, match=r"`w` must be a number or a tensor without axes; got \(1,\) float32"):
+        checks.scalar("w", torch.ones(1))
+
+
+def test_describe_is_short() -> None:
+    assert checks.describe({"out": torch.zeros(100)}) == "a dict of 'out'"
+    assert checks.describe([torch.zeros(100)] * 2) == "a list of 2"
+    assert checks.describe(np.zeros((2, 3))) == "(2, 3) float64 (ndarray)"
 
 
 def test_finite() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -20,33 +21,39 @@ def describe(value: object) -> str:
     """
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {value.dtype} ({type(value).__name__})"
     return f"{value!r} ({type(value).__name__})"
 
 
-def scores_and_image(scores: Tensor, image: Tensor) -> None:
-    """Checks what the dense CRF is given.
+def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> None:
+    """Checks what the dense CRF is given; `called` is the scores' name where they came in.
 
     Raises:
         TypeError: an argument is no tensor.
         ValueError: a shape, size or dtype is off, or a score is NaN or infinite.
     """
-    for name, value in (("scores", scores), ("image", image)):
+    for name, value in ((called, scores), ("image", image)):
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` must be a torch.Tensor; got {describe(value)}.")
         if value.ndim != 4:
             raise ValueError(f"`{name}` must be (B, C, H, W); got {describe(value)}. Add a batch axis with [None].")
     if not scores.is_floating_point():
-        raise ValueError(f"`scores` must be floating point, unnormalised log-probabilities; got {describe(scores)}.")
+        raise ValueError(f"`{called}` must be floating point, unnormalised log-probabilities; got {describe(scores)}.")
     if scores.shape[0] != image.shape[0] or scores.shape[2:] != image.shape[2:]:
         raise ValueError(
-            "`scores` and `image` must agree in batch, height and width; "
+            f"`{called}` and `image` must agree in batch, height and width; "
             f"got {describe(scores)} and {describe(image)}. Resize one to the other."
         )
     if 0 in scores.shape or 0 in image.shape:
-        raise ValueError(f"`scores` and `image` must not be empty; got {describe(scores)} and {describe(image)}.")
+        raise ValueError(f"`{called}` and `image` must not be empty; got {describe(scores)} and {describe(image)}.")
     if scores.device != image.device:
-        raise ValueError(f"`scores` and `image` must be on one device; got {scores.device} and {image.device}.")
-    finite("scores", scores)
+        raise ValueError(f"`{called}` and `image` must be on one device; got {scores.device} and {image.device}.")
+    finite(called, scores)
     finite("image", image)
 
 
@@ -57,11 +64,13 @@ def finite(name: str, value: Tensor) -> None:
         raise ValueError(f"`{name}` must be finite; {bad} of {value.numel()} values are NaN or infinite.")
 
 
-def positive(name: str, value: Tensor | float) -> None:
-    """Raises a ValueError unless a scalar is finite and above zero."""
+def scalar(name: str, value: Tensor | float, *, positive: bool = False) -> None:
+    """Raises a ValueError unless a number, or a tensor without axes, is finite and, if asked, above zero."""
+    if isinstance(value, Tensor) and value.ndim:
+        raise ValueError(f"`{name}` must be a number or a tensor without axes; got {describe(value)}.")
     number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"`{name}` must be a finite number above 0; got {number}.")
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise ValueError(f"`{name}` must be a finite number{' above 0' if positive else ''}; got {number}.")
 
 
 def labels(target: Tensor, num_classes: int, ignore_index: int = 255) -> None:

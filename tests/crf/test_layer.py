@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,20 @@ def test_runs_in_single_precision_under_autocast() -> None:
 def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenseCRF(**({"num_classes": 3} | arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    scores, image = scene(6, 7, 3)
+    expected = DenseCRF(3)(scores, image)
+    log_q = DenseCRF(3).to(dtype)(scores.to(dtype), image)
+    assert log_q.dtype == dtype
+    torch.testing.assert_close(log_q.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_what_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"`unary_logits` must be a torch.Tensor; got \(2, 3\) float64 \(ndarray\)"):
+        DenseCRF(3)(np.zeros((2, 3)), torch.zeros(1, 3, 2, 3))  # type: ignore[arg-type]
 
 
 def test_wrong_number_of_classes() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from piecewise_training import checks
 
+_FARTHEST = 1e6  # up to here single precision places a point well within its simplex
+
 Backend = Literal["auto", "numba", "reference", "exact"]
 
 
@@ -46,11 +48,17 @@ class PermutohedralLattice:
         """Places n points with d features, already divided by their bandwidths: a lattice for each image of a batch.
 
         Raises:
-            ValueError: features are not (B, d, N) floats, or not finite, or no lattice has that backend's name.
+            ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million, or no lattice has
+                that backend's name.
         """
-        if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
-            raise ValueError(f"`features` must be (B, d, N) floating point; got {checks.describe(features)}.")
+        if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
         checks.finite("features", features)
+        if float(features.detach().abs().max()) > _FARTHEST:
+            raise ValueError(
+                f"`features` reach {float(features.detach().abs().max()):.3g} bandwidths; beyond {_FARTHEST:.0g} "
+                "neighbours cannot be told apart. Take larger bandwidths."
+            )
         name = resolve(backend, features.device)
         if name == "exact":
             raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")

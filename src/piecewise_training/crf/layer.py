@@ -115,20 +115,20 @@ class DenseCRF(nn.Module):
         Raises:
             ValueError: K is not `num_classes`, or the arguments do not fit; see `dense_crf`.
         """
-        if unary_logits.ndim == 4 and unary_logits.shape[1] != self.num_classes:
+        checks.scores_and_image(unary_logits, image, "unary_logits")
+        if unary_logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"`unary_logits` must have {self.num_classes} classes; got {checks.describe(unary_logits)}."
             )
         iterations = min(self.train_iterations, self.num_iterations) if self.training else self.num_iterations
-        with torch.autocast(unary_logits.device.type, enabled=False):  # bandwidths need single precision
-            return dense_crf(
-                unary_logits.float() if unary_logits.dtype != torch.float64 else unary_logits,
-                image,
-                **self.kernel_parameters(),
-                compatibility=self.compatibility,
-                iterations=iterations,
-                backend=self.backend,
-            )
+        return dense_crf(
+            unary_logits,
+            image,
+            **self.kernel_parameters(),
+            compatibility=self.compatibility,
+            iterations=iterations,
+            backend=self.backend,
+        )
 
     def kernel_parameters(self) -> dict[str, Any]:
         """The five parameters of the kernels by name, in pixels and grey levels, as tensors with their gradient."""
@@ -142,5 +142,5 @@ class DenseCRF(nn.Module):
 
 
 def _log_parameter(name: str, value: float) -> nn.Parameter:
-    checks.positive(name, value)
+    checks.scalar(name, value, positive=True)
     return nn.Parameter(torch.tensor(float(value)).log())

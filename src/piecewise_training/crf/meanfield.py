@@ -89,7 +89,8 @@ def dense_crf(
 
     Raises:
         TypeError: scores or image are no tensors.
-        ValueError: shapes or devices do not fit, a value is not finite, or a bandwidth is not above 0.
+        ValueError: shapes or devices do not fit, a value is not finite, a bandwidth is not above 0 or so small that
+            features cannot be told apart, or `iterations` is below 0.
 
     Example:
         >>> scores = torch.zeros(1, 2, 4, 8)
@@ -106,7 +107,11 @@ def dense_crf(
         "bilateral_rgb_std": bilateral_rgb_std,
     }
     for name, value in bandwidths.items():
-        checks.positive(name, value)
+        checks.scalar(name, value, positive=True)
+    for name, value in {"pos_w": pos_w, "bilateral_w": bilateral_w}.items():
+        checks.scalar(name, value)
+    if iterations < 0:
+        raise ValueError(f"`iterations` must be at least 0; got {iterations}.")
     batch, classes, height, width = scores.shape
     if compatibility is not None and compatibility.shape != (2, classes, classes):
         raise ValueError(
@@ -121,9 +126,10 @@ def dense_crf(
         _stack([bilateral_xy_std] * 2 + [bilateral_rgb_std] * colour.shape[1], work),
         backend,
     )
-    matrices = (None, None) if compatibility is None else compatibility.unbind()
+    matrices = (None, None) if compatibility is None else compatibility.to(work).unbind()
     terms = [PairwiseTerm(spatial, pos_w, matrices[0]), PairwiseTerm(bilateral, bilateral_w, matrices[1])]
-    log_q = mean_field(work.flatten(2), terms, iterations)
+    with torch.autocast(scores.device.type, enabled=False):  # messages need single precision
+        log_q = mean_field(work.flatten(2), terms, iterations)
     return log_q.reshape(scores.shape).to(scores.dtype)
 
 
