@@ -35,7 +35,7 @@ def test_first_codes_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(vgg, "_fetch_vgg16", no_network)
-    with pytest.warns(UserWarning, match="could not be fetched; training starts from random weights"):
+    with pytest.warns(UserWarning, match=r"could not be fetched \(.*\); training starts from random weights"):
         model = PiecewiseTrainedModel(num_classes=21, crf_iterations=10, use_crf=True).eval()
     with torch.no_grad():
         unary_output, crf_output = model(torch.randn(1, 3, 48, 64), apply_crf=True)
@@ -160,6 +160,32 @@ def test_bad_arguments() -> None:
 def test_bad_image(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"`image` must be \(B, 3, H, W\) floating point, normalised as ImageNet; got"):
         small_model()(image)
+
+
+def test_network_that_returns_more_than_scores() -> None:
+    class Two(nn.Module):
+        def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": image, "aux": image}
+
+    message = r"it returned a dict of 'out', 'aux'. Wrap a network that returns more than its scores"
+    with pytest.raises(ValueError, match=message):
+        PiecewiseTrainedModel(3, unary=Two())(torch.zeros(1, 3, 20, 20))
+
+
+def test_tied_weights_are_saved(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.second.weight = self.first.weight
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(image))
+
+    model = PiecewiseTrainedModel(3, unary=Tied())
+    model.save(tmp_path / "m.safetensors")
+    again = PiecewiseTrainedModel.load(tmp_path / "m.safetensors", unary=Tied())
+    assert torch.equal(again.unary.first.weight, model.unary.first.weight)
 
 
 def test_network_of_another_number_of_classes() -> None:

@@ -113,7 +113,7 @@ class PiecewiseTrainedModel(nn.Module):
         if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != self.num_classes:
             raise ValueError(
                 f"`unary` must return {self.num_classes} score maps (B, {self.num_classes}, h, w); "
-                f"it returned {checks.describe(scores)}."
+                f"it returned {checks.describe(scores)}. Wrap a network that returns more than its scores."
             )
         logits = functional.interpolate(scores.float(), image.shape[2:], mode="bilinear", align_corners=False)
         if self.crf is None or not apply_crf:
@@ -139,7 +139,8 @@ class PiecewiseTrainedModel(nn.Module):
             "model": json.dumps(self.configuration),
             "classes": json.dumps(asdict(self.classes)),
         }
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        # Clones, because safetensors refuses tensors that share memory, as tied weights do.
+        state = {name: value.contiguous().clone() for name, value in self.state_dict().items()}
         with atomic_write(path) as temporary:
             safetensors.torch.save_file(state, temporary, header)
 

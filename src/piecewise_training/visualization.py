@@ -18,6 +18,10 @@ from piecewise_training.dataset import Classes
 from piecewise_training.inference import Prediction, Result
 from piecewise_training.writing import atomic_write
 
+REPORT_FILES = (
+    *("training_curves.png", "confusion_matrix.png", "per_class_iou.png", "sample_predictions.png"),
+    *("crf_comparison.png", "metrics_summary.txt", "metrics_summary.csv", "per_class_performance.csv"),
+)
 _SUMMARY = (
     "mIoU",
     "pixel accuracy",
@@ -123,6 +127,12 @@ def save_labels(path: Path, labels: np.ndarray, classes: Classes) -> None:
     image.putpalette(palette.tobytes())
     with atomic_write(path) as temporary:
         image.save(temporary)
+
+
+def prediction_files(name: str, *, with_overlay: bool, with_probabilities: bool) -> list[str]:
+    """The names of the files that `save_prediction` writes, the labels first."""
+    overlay = [f"{name}_overlay.png"] if with_overlay else []
+    return [f"{name}.png", *overlay, *([f"{name}_probabilities.npz"] if with_probabilities else [])]
 
 
 def save_prediction(

@@ -62,9 +62,32 @@ def test_cityscapes_and_segnet_layouts(tmp_path: Path, capsys: pytest.CaptureFix
     write_label(tmp_path / "cv" / "trainannot" / "x.png", 11)
     assert main(["data", "check", str(tmp_path / "cs"), str(tmp_path / "cv")]) == 0
     assert "13" in capsys.readouterr().out
-    (tmp_path / "cs" / "gtFine" / "train" / "ulm" / "ulm_0_gtFine_labelIds.png").unlink()
-    assert main(["data", "check", str(tmp_path / "cs")]) == 1
-    assert "ulm_0_leftImg8bit.png has no label" in capsys.readouterr().out
+
+
+def test_every_fault_of_cityscapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "leftImg8bit" / "train" / "ulm" / f"{name}_leftImg8bit.png")
+    for name in ("c", "d"):
+        write_label(tmp_path / "gtFine" / "train" / "ulm" / f"{name}_gtFine_labelIds.png", 26)
+    write_label(tmp_path / "gtFine" / "val" / "ulm" / "e_gtFine_labelIds.png", 26)
+    (tmp_path / "leftImg8bit" / ".DS_Store").write_text("")
+    assert main(["data", "check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    for fault in (
+        "a_leftImg8bit.png has no label", "b_leftImg8bit.png has no label", "d_gtFine_labelIds.png has no image",
+        "nothing matches leftImg8bit/val", "4 faults",
+    ):  # fmt: skip
+        assert fault in out
+
+
+def test_a_fault_in_one_split_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_voc(tmp_path, {"train": ["a"], "val": ["b"]})
+    (folder / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("a\n")
+    assert main(["data", "check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "SegmentationClassAug is no folder" in out
+    assert "1 fault" in out
+    assert "give --num_classes" in out
 
 
 def test_no_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +141,9 @@ def test_download_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", fail)
     assert main(["data", "download", "voc2012", "--root", str(tmp_path)]) == 1
     assert "voc2012 could not be downloaded from torchvision (OSError: no route)" in capsys.readouterr().err
-    assert main(["data", "download", "sbd", "--source", "kaggle"]) == 1
+    assert main(["data", "download", "sbd", "--root", str(tmp_path)]) == 1
+    assert "run `piecewise data download voc2012 --root" in capsys.readouterr().err
+    assert main(["data", "download", "voc2012", "sbd", "--source", "kaggle"]) == 1
     assert "`--source kaggle` has voc2012 alone; got sbd" in capsys.readouterr().err
     assert main(["data", "download", "ade20k"]) == 1
     assert "'ade20k' cannot be downloaded: there are voc2012 and sbd" in capsys.readouterr().err

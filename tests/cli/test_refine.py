@@ -75,7 +75,12 @@ def test_label_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
     [
         (np.zeros((2, 5, 5)), [], r"a.npy must hold (K, 20, 24) scores, as its image; it holds (2, 5, 5)"),
         (np.zeros((20, 24)), [], "must hold (K, 20, 24) scores"),
-        (np.full((2, 20, 24), np.nan), [], "`scores` must be finite"),
+        (np.full((2, 20, 24), np.nan), [], "a.npy holds NaN or infinite scores"),
+        (np.full((2, 20, 24), -np.inf), [], "or a pixel with no possible class"),
+        (np.zeros((2, 20, 24), np.uint8), [], "a.npy must hold floating-point scores; it holds uint8"),
+        (np.zeros((2, 20, 24)), ["--num_classes", "7"], "a.npy holds scores of 2 classes, not of 7"),
+        (np.zeros((2, 20, 24)), ["--class_names", "[a,b]", "--num_classes", "3"], "but `class_names` lists 2"),
+        (np.zeros((2, 20, 24)), ["--iterations", "-1"], "`iterations` must be at least 0; got -1"),
         (np.ones((2, 20, 24)), ["--kind", "probabilities"], "a.npy holds no probabilities"),
         (np.zeros((2, 20, 24)), ["--pos_xy_std", "0"], "`pos_xy_std` must be a finite number above 0"),
     ],
@@ -102,6 +107,9 @@ def test_files_that_are_no_arrays(folders: tuple[Path, Path], capsys: pytest.Cap
     assert main(["refine", str(scores), "--images", str(images)]) == 1
     assert "a.npy could not be read as one array of scores" in capsys.readouterr().err
     (scores / "a.npy").unlink()
+    (scores / "a.npz").write_bytes(b"PK\3\4 cut short")
+    assert main(["refine", str(scores), "--images", str(images)]) == 1
+    assert "a.npz could not be read as one array of scores" in capsys.readouterr().err
     np.savez(scores / "a.npz", x=np.zeros(1), y=np.zeros(1))
     assert main(["refine", str(scores), "--images", str(images)]) == 1
     assert "it holds 2 arrays (x, y) and not one" in capsys.readouterr().err
@@ -113,3 +121,40 @@ def test_labels_need_a_number_of_classes(folders: tuple[Path, Path], capsys: pyt
     Image.new("RGB", (24, 20)).save(images / "b.png")
     assert main(["refine", str(scores / "b.png"), "--images", str(images)]) == 1
     assert "b.png is a label image: give --num_classes or --class_names" in capsys.readouterr().err
+
+
+def test_probabilities_that_leave_their_range_by_rounding(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, scores = folders
+    logits = np.load(scores / "a.npy")
+    probabilities = np.exp(logits) / np.exp(logits).sum(0)
+    probabilities[:, 3, 4] = 1 + 1e-6, -1e-6
+    np.save(scores / "a.npy", probabilities)
+    expected, _ = refine(np.log(probabilities.clip(1e-10, 1)), read(images / "a.png"))
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out")]) == 0
+    np.testing.assert_array_equal(read(tmp_path / "out" / "a.png"), expected)
+
+
+def test_impossible_classes(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A logit of -inf is the logarithm of 0: that label does not come back."""
+    images, scores = folders
+    logits = np.zeros((3, 20, 24), np.float32)
+    logits[2] = -np.inf
+    np.save(scores / "a.npy", logits)
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out")]) == 0
+    assert read(tmp_path / "out" / "a.png").max() < 2
+
+
+def test_what_predict_wrote(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    images, scores = folders
+    logits = np.load(scores / "a.npy")
+    (scores / "a.npy").unlink()
+    np.savez(scores / "a_probabilities.npz", probabilities=(np.exp(logits) / np.exp(logits).sum(0)).astype(np.float16))
+    Image.new("RGB", (24, 20)).save(scores / "a_overlay.png")
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a_overlay.png"]
+
+
+def test_images_are_not_replaced(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images, scores = folders
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(images)]) == 1
+    assert "a.png would be replaced. Give another folder" in capsys.readouterr().err

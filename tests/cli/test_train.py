@@ -86,9 +86,11 @@ def test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["train", *TINY, "--output", str(tmp_path / "new"), "--resume"]) == 1
     assert "there is no run to resume in" in capsys.readouterr().err
     assert main(["train", *TINY, "--output", str(run), "--seed", "4", "--resume"]) == 1
-    assert "but seed differ from it" in capsys.readouterr().err
+    assert "but seed differs from it" in capsys.readouterr().err
+    assert main(["train", "--output", str(run), "--resume", "--overwrite"]) == 1
+    assert "goes on with a run and `overwrite` replaces it" in capsys.readouterr().err
     before = PiecewiseTrainedModel.load(run).state_dict()
-    assert main(["train", *TINY, "--output", str(run), "--resume"]) == 0
+    assert main(["train", "--output", str(run), "--resume", "--data.workers", "1"]) == 0
     assert all(torch.equal(before[k], v) for k, v in PiecewiseTrainedModel.load(run).state_dict().items())
 
 
@@ -101,10 +103,19 @@ def test_evaluate_on_the_runs_own_data(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "training_curves.png").exists()
 
 
+def test_evaluate_on_the_runs_data_with_a_change(run: Path, tmp_path: Path) -> None:
+    model = str(run / "piecewise_model_final.safetensors")
+    arguments = ["--model", model, "--output", str(tmp_path), "--device", "cpu", "--data.val_scenes", "2"]
+    assert main(["evaluate", *arguments]) == 0
+    with (tmp_path / "per_class_performance.csv").open() as file:
+        assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == 2 * 32 * 48
+
+
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "piecewise_model_final.safetensors")
-    assert main(["evaluate", "--model", model, "--output", str(tmp_path)]) == 1
-    assert "holds no config.yaml that names its data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", str(tmp_path), "--output", str(tmp_path)])
+    assert "holds no config.yaml that names the data" in capsys.readouterr().err
     assert main(["evaluate", "--model", model, "--data.name", "camvid", "--data.root", "x"]) == 1
     assert "`root` x is not in VOC's layout" in capsys.readouterr().err
 
@@ -131,18 +142,32 @@ def test_predict(run: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "plain").iterdir()] == ["b.png"]
 
 
-def test_same_name_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a.png", "a.jpg"):
+def test_predictions_replace_neither_each_other_nor_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "a.jpg", "b.png", "b_overlay.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    assert main(["predict", str(tmp_path)]) == 1
-    assert "would both be written as a.png" in capsys.readouterr().err
+    for names, target in ((("a.png", "a.jpg"), "a.png"), (("b.png", "b_overlay.jpg"), "b_overlay.png")):
+        assert main(["predict", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "out")]) == 1
+        assert f"would both be written as {tmp_path / 'out' / target}" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "a.png"), "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'a.png'} would be replaced. Give another folder" in capsys.readouterr().err
+
+
+def test_one_broken_image_does_not_stop_the_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 32)).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    assert main(["predict", str(tmp_path), "--model", str(run), "--output", str(out), "--device", "cpu"]) == 1
+    assert "a.png is no image that Pillow can read" in capsys.readouterr().err
+    assert (out / "b.png").is_file()
 
 
 def folder_arguments(make_pairs: Any, **kwargs: Any) -> list[str]:
     images, labels = make_pairs(tuple("abcdefgh"), **kwargs)
     return [
         "train", *TINY, "--data.name", "folder", "--data.images", str(images), "--data.labels", str(labels),
-        "--data.image_size", "null", "--data.crop", "[32,32]",
+        "--data.image_size", "null", "--data.crop", "[32,32]", "--data.train_scenes", "320", "--data.val_scenes", "64",
     ]  # fmt: skip
 
 
@@ -164,8 +189,45 @@ def test_faults_of_own_folders(make_pairs: Any, tmp_path: Path, capsys: pytest.C
 def test_overwrite_leaves_nothing_to_resume(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
-    arguments = [*TINY, "--output", str(folder), "--overwrite", "--data.name", "folder", "--data.num_classes", "2"]
+    arguments = ["--output", str(folder), "--overwrite", "--data.name", "folder", "--data.num_classes", "2"]
     assert main(["train", *arguments]) == 1  # the data is missing: the old run is still whole
+    arguments = ["--output", str(folder), "--overwrite", "--training.patience", "-1"]
+    assert main(["train", *TINY, *arguments]) == 1  # so it is where an option makes no sense
+    assert (folder / "metrics_summary.txt").is_file()
     assert (folder / "checkpoints" / "stage3" / "history.json").is_file()
     assert main(["train", *TINY, "--output", str(folder), "--overwrite", "--training.strategy", "independent"]) == 0
     assert not (folder / "checkpoints" / "stage3").exists()
+
+
+def test_somebodys_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.txt").write_text("mine")
+    assert main(["train", *TINY, "--output", str(tmp_path), "--overwrite"]) == 1
+    assert "holds logs, but no run. Give a folder of its own" in capsys.readouterr().err
+    assert (tmp_path / "logs" / "mine.txt").read_text() == "mine"
+
+
+def test_data_without_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data.images", "x", "--output", str(tmp_path / "run")]) == 1
+    message = "`data.images` does not belong to data.name synthetic. Give --data.name folder."
+    assert message in capsys.readouterr().err
+
+
+def test_a_fault_in_a_worker_is_one_sentence(
+    make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*folder_arguments(make_pairs), "--output", str(tmp_path / "run"), "--data.workers", "1"]
+    assert main([*arguments, "--data.num_classes", "2"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("piecewise train: label ")
+    assert "holds the value 2, but classes go from 0 to 1" in error
+
+
+def test_printed_configuration_is_the_one_that_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "seed.yaml").write_text("seed: 3\n")
+    for arguments in (["train"], ["--traceback", "train"], ["train", "--config", str(tmp_path / "seed.yaml")]):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--print_config"])
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["model"]["unary"] == "mobilenetv3_small_050"
+    assert printed["seed"] == 3

@@ -50,6 +50,11 @@ def test_impossible_stride() -> None:
         TimmSegmenter("vit_tiny_patch16_224", 5, pretrained=False)
 
 
+def test_channels_last() -> None:
+    with pytest.raises(ValueError, match="'swin_tiny_patch4_window7_224' puts channels last"):
+        TimmSegmenter("swin_tiny_patch4_window7_224", 5, output_stride=32, pretrained=False)
+
+
 def test_names_of_unary_networks() -> None:
     assert type(build_unary("fcn8s_vgg16", 3, pretrained=False)).__name__ == "FCN8s"
     assert type(build_unary("resnet18", 3, pretrained=False, output_stride=32)).__name__ == "TimmSegmenter"

@@ -44,7 +44,9 @@ def test_true_fails_without_network() -> None:
 
 
 def test_none_warns_once_and_goes_on() -> None:
-    with pytest.warns(UserWarning, match="could not be fetched; training starts from random weights") as caught:
+    with pytest.warns(
+        UserWarning, match=r"could not be fetched \(OSError: .*\); training starts from random weights"
+    ) as caught:
         initialise(network(), None, no_network)
     assert len(caught) == 1
 

@@ -17,6 +17,8 @@ _COMMANDS: dict[str, Any] = {
     "predict": predict.run,
     "refine": refine.run,
 }
+# What a command line is completed with before it is parsed for good.
+_WITH_DEFAULTS: dict[str | None, Any] = {"train": train.with_defaults, "evaluate": evaluate.with_data_of_run}
 _DATA_COMMANDS: dict[str, Any] = {"check": data.check, "download": data.download}
 
 
@@ -27,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    if arguments[:1] == ["train"]:
-        arguments = train.with_recipe(parser, arguments)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command in _WITH_DEFAULTS and not {"-h", "--help"} & {*arguments}:
+        arguments = _WITH_DEFAULTS[command](parser, arguments)
     parsed = parser.parse_args(arguments)
     traceback = parsed.pop("traceback")
     values = parser.instantiate(parsed)
@@ -45,11 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("piecewise: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         if traceback:
             raise
-        print(f"piecewise {name}: {error}", file=sys.stderr)
+        print(f"piecewise {name}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of one from a worker that reads data, which carries that worker's traceback, the end."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.split(f"{type(error).__name__}: ")[-1].strip()
+    if isinstance(error, RuntimeError | TypeError):
+        text += "\n(`piecewise --traceback ...` shows where in the code this happened.)"
+    return text
 
 
 def build_parser() -> Parser:

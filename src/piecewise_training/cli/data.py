@@ -33,6 +33,8 @@ def check(folders: list[str], num_classes: int | None = None) -> int:
         faults += [fault for found in surveys for fault in found.faults]
         print_summary(console, folder, surveys)
         print_frequencies(console, surveys)
+        if num_classes is None and any(part.num_classes is None for part in parts):
+            console.print("label values were not checked against a number of classes: give --num_classes")
     for fault in faults:
         console.print(f"fault: {fault}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(faults)} faults" if len(faults) != 1 else "1 fault", highlight=False)
@@ -47,11 +49,10 @@ def download(names: list[str], root: str = "data", source: Literal["torchvision"
         root: folder below which they come to lie
         source: torchvision's downloader, or Kaggle's mirror of voc2012
     """
+    from piecewise_training.dataset.download import check_source
     from piecewise_training.dataset.download import download as fetch
 
     for name in names:
-        if name not in ("voc2012", "sbd"):
-            raise ValueError(
-                f"{name!r} cannot be downloaded: there are voc2012 and sbd. Cityscapes wants a login of one's own."
-            )
-        print(f"{name} is in {fetch(name, Path(root), source)}")  # type: ignore[arg-type]
+        check_source(name, source)
+    for name in names:
+        print(f"{name} is in {fetch(name, Path(root), source)}")

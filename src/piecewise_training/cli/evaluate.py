@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+from jsonargparse import ArgumentParser
+
 from piecewise_training.config import DataConfig
+
+_DATA = DataConfig()
 
 
 def run(
     model: str = "training_results",
-    data: DataConfig | None = None,
+    data: DataConfig = _DATA,
     output: str = "evaluation_results",
     seed: int = 0,
     device: str = "auto",
@@ -17,15 +25,12 @@ def run(
     """Evaluates a trained model, before and after its CRF, and writes metrics and pictures.
 
     Args:
-        model: folder of a run, or a .safetensors file
-        data: what to evaluate on; without it the validation set that the run was trained with
+        model: folder of a run, or a .safetensors file in one
+        data: what to evaluate on; the run's own validation set, save for what is given here, unless data.name is
         output: folder for the metrics and pictures
-        seed: of the drawn scenes and of the share that is held out; a run's own is taken with its data
+        seed: of the drawn scenes and of the share that is held out; the run's own with the run's data
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
-    if data is None:
-        data, seed = _data_of_run(Path(model))
-
     from rich.console import Console
 
     from piecewise_training.cli.results import print_summary, write_results
@@ -46,13 +51,16 @@ def run(
     print_summary(Console(), results, [], Path(output))
 
 
-def _data_of_run(folder: Path) -> tuple[DataConfig, int]:
-    from piecewise_training.cli.parsing import command_parser
-    from piecewise_training.cli.train import run as train
-
-    path = folder / "config.yaml"
+def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Puts the data and seed of the model's run before the arguments, unless they name other data."""
+    if any(re.match(r"--(data\.name|data$|data=|config)", argument) for argument in arguments):
+        return list(arguments)
+    shown = [argument for argument in arguments if not argument.startswith("--print_config")]
+    model = Path(parser.parse_args(shown).evaluate.model)
+    path = (model if model.is_dir() else model.parent) / "config.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.yaml that names its data: give --data.name and the rest.")
-    parser = command_parser(train)
-    values = parser.instantiate(parser.parse_path(str(path)))
-    return values.data, values.seed
+        parser.error(f"{path.parent} holds no config.yaml that names the data: give --data.name and the rest")
+    run_config = yaml.safe_load(path.read_text())
+    own = ["--data", json.dumps(run_config["data"]), "--seed", str(run_config["seed"])]
+    command = arguments.index("evaluate") + 1
+    return [*arguments[:command], *own, *arguments[command:]]

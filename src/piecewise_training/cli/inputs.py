@@ -2,60 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from piecewise_training.dataset.files import check_label, read_label
+from piecewise_training.dataset.files import DataError, check_label, read_label
 from piecewise_training.inference import scores_from_labels
 
 
-def find_files(inputs: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
+def find_files(inputs: Iterable[str], suffixes: Sequence[str], without: str = "") -> list[Path]:
     """The files that the inputs name, in order and once: files, folders (not what lies deeper), globs.
 
+    Of folders and globs only files of the suffixes count, none that are hidden, and none whose stem ends `without`.
+
     Raises:
-        FileNotFoundError: an input names no file of these suffixes.
-        ValueError: two files share a name, so that one's output would replace the other's.
+        FileNotFoundError: an input names no such file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for entry in inputs:
         path = Path(entry)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
-        elif path.is_file():
+        if path.is_file():
             matches = [path]
         else:
             anchor = Path(path.anchor)
-            matches = sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.suffix.lower() in suffixes)
+            several = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
+            matches = sorted(match for match in several if _is_wanted(match, suffixes, without))
         if not matches:
             raise FileNotFoundError(f"{entry!r} names no file of the kind {', '.join(s[1:] for s in suffixes)}.")
-        found.update(dict.fromkeys(matches))
-    stems: dict[str, Path] = {}
-    for path in found:
-        if path.stem in stems:
-            raise ValueError(f"{stems[path.stem]} and {path} would both be written as {path.stem}.png.")
-        stems[path.stem] = path
-    return list(found)
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    return list(found.values())
+
+
+def _is_wanted(path: Path, suffixes: Sequence[str], without: str) -> bool:
+    hidden = path.name.startswith(".")
+    other = bool(without) and path.stem.endswith(without)
+    return path.is_file() and path.suffix.lower() in suffixes and not hidden and not other
+
+
+def check_outputs(names: Mapping[Path, Sequence[str]], output: Path, read: Iterable[Path]) -> None:
+    """Refuses to start where an output file would replace another one or a file that is read.
+
+    Args:
+        names: the files that each input leads to.
+        output: the folder that they will lie in.
+        read: every file that will be read.
+
+    Raises:
+        ValueError: two inputs lead to the same file, or one to a file that is read.
+    """
+    inputs = {path.resolve() for path in read}
+    taken: dict[Path, Path] = {}
+    for source, files in names.items():
+        for file in files:
+            target = (output / file).resolve()
+            if target in inputs:
+                raise ValueError(f"`output` {output} is no good: {target} would be replaced. Give another folder.")
+            if target in taken:
+                raise ValueError(
+                    f"{taken[target]} and {source} would both be written as {target}. Run one after the other, with "
+                    "another --output."
+                )
+            taken[target] = source
 
 
 def read_scores(path: Path, size: tuple[int, int], kind: str, num_classes: int | None, confidence: float) -> np.ndarray:
     """Log-probabilities (K, H, W), up to a constant a pixel, from a file of scores or labels."""
     if path.suffix.lower() == ".png":
         if num_classes is None:
-            raise ValueError(f"{path} is a label image: give --num_classes or --class_names.")
+            raise DataError(f"{path} is a label image: give --num_classes or --class_names.")
         label = read_label(path)
         check_label(path, label, size, num_classes)
         return scores_from_labels(label, num_classes, confidence)
     scores = _read_array(path)
+    if not np.issubdtype(scores.dtype, np.floating):
+        raise DataError(f"{path} must hold floating-point scores; it holds {scores.dtype}. Divide counts by their sum.")
     if scores.ndim != 3 or scores.shape[1:] != size or len(scores) < 2:
-        raise ValueError(f"{path} must hold (K, {size[0]}, {size[1]}) scores, as its image; it holds {scores.shape}.")
+        raise DataError(f"{path} must hold (K, {size[0]}, {size[1]}) scores, as its image; it holds {scores.shape}.")
+    if num_classes not in (None, len(scores)):
+        raise DataError(f"{path} holds scores of {len(scores)} classes, not of {num_classes}.")
     scores = scores.astype(np.float32)
     if kind == "logits" or (kind == "auto" and not _is_probability(scores)):
-        return scores
+        return _finite(path, scores)
     if not _is_probability(scores):
-        raise ValueError(f"{path} holds no probabilities: they must be from 0 to 1 and sum to 1 over the classes.")
-    return np.log(scores.clip(min=1e-10))
+        raise DataError(f"{path} holds no probabilities: they must be from 0 to 1 and sum to 1 over the classes.")
+    return np.log(scores.clip(1e-10, 1))
+
+
+def _finite(path: Path, logits: np.ndarray) -> np.ndarray:
+    """Logits without their -inf, the logarithm of 0: 100 below the pixel's best is as impossible."""
+    best = logits.max(0)
+    if not np.isfinite(best).all():
+        raise DataError(f"{path} holds NaN or infinite scores, or a pixel with no possible class.")
+    return np.maximum(logits, best - 100)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -67,9 +109,10 @@ def _read_array(path: Path) -> np.ndarray:
             if len(loaded.files) != 1:
                 raise ValueError(f"it holds {len(loaded.files)} arrays ({', '.join(loaded.files)}) and not one")
             return loaded[loaded.files[0]]
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} could not be read as one array of scores: {error}.") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} could not be read as one array of scores: {error}.") from error
 
 
 def _is_probability(scores: np.ndarray) -> bool:
-    return bool(scores.min() >= 0 and scores.max() <= 1 and np.allclose(scores.sum(0), 1, atol=2e-2))
+    # Resizing and averaging leave the range by a little.
+    return bool(scores.min() >= -1e-3 and scores.max() <= 1.001 and np.allclose(scores.sum(0), 1, atol=2e-2))

@@ -26,7 +26,7 @@ class Parser(ArgumentParser):
         del ex
         near = _nearest(message, self._names())
         hint = f" Did you mean {near}?" if near else ""
-        sentence = " ".join(message.replace("a typing.Literal[", "one of [").split()).rstrip(".")
+        sentence = _plain(message)
         sys.stderr.write(f"{self.prog}: {sentence}.{hint}\nSee {self.prog} --help.\n")
         sys.exit(2)
 
@@ -67,6 +67,15 @@ def command_parser(run: Command, **kwargs: Any) -> Parser:
         special.add(name)
     parser.add_function_arguments(run, skip=special, sub_configs=False)
     return parser
+
+
+def _plain(message: str) -> str:
+    """Jsonargparse's message in one sentence without the names of Python's types."""
+    message = " ".join(message.replace("a typing.Literal[", "one of [").split()).rstrip(".")
+    a_list = re.search(r'key "([\w.]+)": .*<class \'tuple\'>.*Given value: (.*)', message)
+    if a_list:
+        return f'{a_list[1]} must be a list, as in --{a_list[1]} "[A,B]"; got {a_list[2]}'
+    return message
 
 
 def _nearest(message: str, names: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -13,8 +14,10 @@ def run(
     overlay: bool = True,
     probabilities: bool = False,
     device: str = "auto",
-) -> None:
+) -> int:
     """Predicts the labels of images: a palette PNG each, and the image with its labels painted over.
+
+    Images are taken at their own size. One that cannot be read is named at the end, and the exit status is 1.
 
     Args:
         inputs: images, folders of images or globs
@@ -28,17 +31,24 @@ def run(
     import numpy as np
     from rich.progress import track
 
-    from piecewise_training.cli.inputs import find_files
-    from piecewise_training.dataset.files import SUFFIXES, read_image
+    from piecewise_training.cli.inputs import check_outputs, find_files
+    from piecewise_training.dataset.files import SUFFIXES, DataError, read_image
     from piecewise_training.inference import predict
     from piecewise_training.model import PiecewiseTrainedModel
     from piecewise_training.trainer import best_device
-    from piecewise_training.visualization import save_prediction
+    from piecewise_training.visualization import prediction_files, save_prediction
 
     paths = find_files(inputs, SUFFIXES)
+    kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
+    check_outputs({path: prediction_files(path.stem, **kinds) for path in paths}, Path(output), paths)
     network = PiecewiseTrainedModel.load(model).to(best_device(device))
+    faults = []
     for path in track(paths, "predicting"):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except DataError as error:
+            faults.append(str(error))
+            continue
         prediction = predict(network, image, apply_crf=crf)
         save_prediction(
             Path(output),
@@ -47,7 +57,9 @@ def run(
             prediction.probabilities,
             np.asarray(image),
             network.classes,
-            with_overlay=overlay,
-            with_probabilities=probabilities,
+            **kinds,
         )
-    print(f"{len(paths)} predictions are in {output}")
+    print(f"{len(paths) - len(faults)} predictions are in {output}")
+    for fault in faults:
+        print(f"piecewise predict: {fault}", file=sys.stderr)
+    return 1 if faults else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -24,15 +25,18 @@ def run(
     iterations: int = 10,
     overlay: bool = True,
     probabilities: bool = False,
-) -> None:
+) -> int:
     """Refines other people's predictions with a dense CRF: score maps, or label images, and the images they are of.
+
+    What `piecewise predict --probabilities` has written can be refined too. A file that cannot be refined is named at
+    the end, and the exit status is 1.
 
     Args:
         inputs: .npy or .npz of (K, H, W) scores, .png of class indices, folders of them or globs
         images: folder of the images, of the same names and sizes
         output: folder for the refined labels
         kind: what .npy and .npz hold; auto takes what is from 0 to 1 and sums to 1 for probabilities
-        num_classes: number of classes, for label images
+        num_classes: number of classes; label images need it
         class_names: names of the classes, which also tell their number
         confidence: probability of each pixel's label, for label images
         pos_xy_std: bandwidth of the spatial kernel, in pixels
@@ -47,16 +51,21 @@ def run(
     import numpy as np
     from rich.progress import track
 
-    from piecewise_training.cli.inputs import find_files, read_scores
+    from piecewise_training.cli.inputs import check_outputs, find_files, read_scores
     from piecewise_training.dataset import Classes
-    from piecewise_training.dataset.files import partners, read_image
+    from piecewise_training.dataset.files import DataError, partners, read_image
     from piecewise_training.inference import refine
-    from piecewise_training.visualization import save_prediction
+    from piecewise_training.visualization import prediction_files, save_prediction
 
     if class_names is not None:
+        if num_classes not in (None, len(class_names)):
+            raise ValueError(f"`num_classes` is {num_classes}, but `class_names` lists {len(class_names)}.")
         num_classes = len(class_names)
-    paths = find_files(inputs, _SCORE_SUFFIXES)
-    pairs = list(zip(paths, partners(paths, Path(images)), strict=True))
+    paths = find_files(inputs, _SCORE_SUFFIXES, without="_overlay")
+    pairs = list(zip(paths, partners(paths, Path(images), "_probabilities"), strict=True))
+    kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
+    names = {path: prediction_files(partner.stem, **kinds) for path, partner in pairs}
+    check_outputs(names, Path(output), [file for pair in pairs for file in pair])
     kernels = {
         "pos_xy_std": pos_xy_std,
         "pos_w": pos_w,
@@ -64,19 +73,26 @@ def run(
         "bilateral_rgb_std": bilateral_rgb_std,
         "bilateral_w": bilateral_w,
     }
+    faults = []
     for path, partner in track(pairs, "refining"):
-        image = np.asarray(read_image(partner))
-        scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
+        try:
+            image = np.asarray(read_image(partner))
+            scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
+        except DataError as error:
+            faults.append(str(error))
+            continue
         labels, refined = refine(scores, image, iterations=iterations, **kernels)
         classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
         save_prediction(
             Path(output),
-            path.stem,
+            partner.stem,
             labels,
             refined,
             image,
             classes,
-            with_overlay=overlay,
-            with_probabilities=probabilities,
+            **kinds,
         )
-    print(f"{len(paths)} refined label images are in {output}")
+    print(f"{len(paths) - len(faults)} refined label images are in {output}")
+    for fault in faults:
+        print(f"piecewise refine: {fault}", file=sys.stderr)
+    return 1 if faults else 0

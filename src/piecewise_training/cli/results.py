@@ -19,9 +19,11 @@ from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer
-from piecewise_training.visualization import Sample, summary_rows, write_report
+from piecewise_training.visualization import REPORT_FILES, Sample, summary_rows, write_report
 from piecewise_training.writing import atomic_write
 
+MODEL_FILES = ("piecewise_model_final.pth", "piecewise_model_final.safetensors")
+RUN_FILES = (*MODEL_FILES, *REPORT_FILES)
 _SAMPLES = 5
 # The columns of the summary that fit a terminal of 80 characters, and what they are called there.
 _ON_SCREEN = {
@@ -62,9 +64,9 @@ def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[
 def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:
     """Writes the weights twice: with the configuration as safetensors, and as a plain state dict."""
     model.to("cpu")
-    model.save(folder / "piecewise_model_final.safetensors")
-    with atomic_write(folder / "piecewise_model_final.pth") as temporary:
+    with atomic_write(folder / MODEL_FILES[0]) as temporary:
         torch.save(model.state_dict(), temporary)
+    model.save(folder / MODEL_FILES[1])
 
 
 def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:

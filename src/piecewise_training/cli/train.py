@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from piecewise_training.writing import atomic_write
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
 _CONFIG = "config.yaml"
+_FOLDERS = ("checkpoints", "logs")
 _DATA, _MODEL, _TRAINING = DataConfig(), ModelConfig(), TrainConfig()
 
 
@@ -32,7 +33,8 @@ def run(
 ) -> None:
     """Trains a CNN and a CRF in stages, and writes the model, its metrics and pictures.
 
-    Without a configuration and a data set it draws its own scenes and trains on them for a few minutes.
+    Without a data set it draws its own scenes and trains on them for a few minutes; the defaults are then those of a
+    small network, which --print_config shows. With --resume the configuration is the one in the output folder.
 
     Args:
         data: what is trained on
@@ -73,13 +75,14 @@ def run(
     network = tables.build_model(model, train_set.classes, seed)
     trainer = PiecewiseTrainer(network, device, network.num_classes, config=training, output_dir=folder, seed=seed)
     batches, val_batches = train_loader(train_set, data, seed), val_loader(val_set, data)
+    stages = plan(training)
     if not resume:
-        _start_output(folder, resolved)
+        _start_output(folder, resolved, tables.RUN_FILES)
     results: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     titles: dict[str, str] = {}
     start_values = tables.crf_values(network)
-    for stage in plan(training):
+    for stage in stages:
         plural = "s" if stage.epochs > 1 else ""
         console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)
         begin = time.perf_counter()
@@ -97,38 +100,57 @@ def run(
     tables.print_summary(console, results, notes, folder)
 
 
-def with_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Puts the recipe for the drawn scenes before the arguments of a train command that names nothing else."""
-    given = parser.parse_args(list(arguments)).train
-    if given.config or given.data.name != "synthetic":
+def with_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Puts before the arguments of a train command what they build on: the run to resume, or the recipe for scenes."""
+    shown = [argument for argument in arguments if not argument.startswith("--print_config")]
+    given = parser.parse_args(shown).train
+    if given.resume and (Path(given.output) / _CONFIG).is_file():
+        base = Path(given.output) / _CONFIG
+    elif given.data.name == "synthetic":
+        base = _RECIPE
+    else:
         return list(arguments)
-    return ["train", "--config", str(_RECIPE), *arguments[1:]]
+    command = arguments.index("train") + 1
+    return [*arguments[:command], "--config", str(base), *arguments[command:]]
 
 
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuses to lose another run, or to resume one with another configuration."""
+    """Refuses to lose another run or somebody's files, or to resume a run with another configuration."""
     path = folder / _CONFIG
+    if resume and overwrite:
+        raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
     if resume:
         if not path.is_file():
             raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {_CONFIG}.")
-        earlier = yaml.safe_load(path.read_text())
-        changed = [key for key in ("data", "model", "training", "seed") if earlier.get(key) != resolved[key]]
+        earlier = yaml.safe_load(path.read_text()) or {}
+        keys = ("data", "model", "training", "seed")
+        changed = [key for key in keys if _result(earlier, key) != _result(resolved, key)]
         if changed:
+            differs = "differ" if changed[1:] else "differs"
+            raise ValueError(f"`resume` goes on with the run of {path}, but {' and '.join(changed)} {differs} from it.")
+    elif path.is_file():
+        if not overwrite:
             raise ValueError(
-                f"`resume` goes on with the configuration in {path}, but {' and '.join(changed)} differ from it. "
-                f"Pass --config {path}."
+                f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
+                "or another --output."
             )
-    elif path.is_file() and not overwrite:
-        raise ValueError(
-            f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
-            "or another --output."
-        )
+    elif taken := [name for name in _FOLDERS if (folder / name).exists()]:
+        raise ValueError(f"`output` {folder} holds {' and '.join(taken)}, but no run. Give a folder of its own.")
 
 
-def _start_output(folder: Path, resolved: dict[str, Any]) -> None:
+def _result(config: dict[str, Any], key: str) -> Any:
+    """The part of a configuration that the result depends on; how many processes read the images is free."""
+    part = config.get(key)
+    return {k: v for k, v in part.items() if k != "workers"} if isinstance(part, dict) else part
+
+
+def _start_output(folder: Path, resolved: dict[str, Any], files: Iterable[str]) -> None:
     """Makes the folder this run's: nothing of an earlier one may be resumed or taken for it."""
-    for left in ("checkpoints", "logs"):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    if (folder / _CONFIG).is_file():
+        for name in _FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
     with atomic_write(folder / _CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
 

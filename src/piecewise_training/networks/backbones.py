@@ -47,6 +47,10 @@ class TimmSegmenter(nn.Module):
             raise ValueError(f"`unary` {backbone!r} has no feature map at stride 4 or less to find borders in.")
         self._early = early[0]
         channels = info.channels()
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+            raise ValueError(
+                f"`unary` {backbone!r} puts channels last in its feature maps. Take a convolutional backbone."
+            )
         dilations = {8: (12, 24), 16: (6, 12), 32: (3, 6)}[output_stride]
         self.decoder = Decoder(channels[self._early], channels[-1], num_classes, dilations)
         initialise(self.backbone, pretrained, lambda: _fetch(backbone), lambda state: _rename(state, self.backbone))

@@ -53,8 +53,9 @@ def initialise(
                 "or False for random weights."
             ) from error
         warnings.warn(
-            "The ImageNet weights could not be fetched; training starts from random weights. Pass `pretrained=PATH` "
-            "for a local file, or `pretrained=False` to say that random is meant.",
+            f"The ImageNet weights could not be fetched ({type(error).__name__}: {_first_line(error)}); training "
+            "starts from random weights. Pass `pretrained=PATH` for a local file, or `pretrained=False` to say that "
+            "random is meant.",
             stacklevel=2,
         )
         return
