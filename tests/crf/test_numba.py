@@ -37,6 +37,53 @@ def test_moments_as_the_reference(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(_numba.moments(_numba.build(features), features, values, against, True), expected)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize(
+    ("grid", "classes", "dims"),
+    [((1, 1), 2, (2, 5)), ((1, 70), 1, (1,)), ((9, 13), 3, (2, 5)), ((70, 65), 8, (5, 2)), ((130, 66), 21, (3, 2, 4))],
+)
+def test_infers_as_the_reference(
+    grid: tuple[int, int], classes: int, dims: tuple[int, ...], matrix: bool, batch: int
+) -> None:
+    """Any number of terms of any dimension, one lattice for all images or one for each, several tiles."""
+    pixels = grid[0] * grid[1]
+    features = [2 * torch.rand(batch if d > 2 else 1, d, pixels) for d in dims]
+    mixtures = [torch.randn(classes, classes) if matrix and i != 1 else torch.tensor(0.3 + i) for i in range(len(dims))]
+    logits = 3 * torch.randn(batch, classes, pixels)
+    terms = []
+    for backend in (_numba, _reference):
+        lattices = [backend.build(f) for f in features]
+        terms.append([[(s, v, w / 20, n) for s, v, w, n in own] for own in lattices])
+    ours = _numba.mean_field(terms[0], mixtures, logits, 3, grid)
+    expected = _reference.mean_field(terms[1], mixtures, logits, 3, grid)
+    torch.testing.assert_close(ours.exp(), expected.exp(), rtol=1e-4, atol=1e-5)
+    likely = expected > -20
+    torch.testing.assert_close(ours[likely], expected[likely], rtol=1e-4, atol=1e-3)
+
+
+def test_probabilities_near_zero_keep_their_logarithm() -> None:
+    logits = torch.tensor([[[0.0], [-300.0]]])
+    lattices = [(s, v, 0 * w, n) for s, v, w, n in _numba.build(torch.zeros(1, 2, 1))]
+    torch.testing.assert_close(_numba.mean_field([lattices], [torch.tensor(1.0)], logits, 2, (1, 1)), logits)
+
+
+def test_infers_the_same_bits_for_any_number_of_threads() -> None:
+    """Several parts, whose sums are taken in their order."""
+    features, logits = 9 * torch.rand(1, 3, 300 * 200), torch.randn(1, 3, 300 * 200)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            lattices = [(s, v, w / 100, n) for s, v, w, n in _numba.build(features)]
+            results.append(_numba.mean_field([lattices], [torch.tensor(1.0)], logits, 3, (300, 200)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     dims=st.integers(1, 6),
@@ -46,8 +93,10 @@ def test_moments_as_the_reference(shape: tuple[int, ...]) -> None:
 )
 def test_builds_the_reference_lattice(dims: int, points: int, scale: float, seed: int) -> None:
     features = scale * torch.randn(1, dims, points, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    vertices, weights, neighbours = _numba.build(features)[0]
-    expected_vertices, expected_weights, expected_neighbours = _reference.build(features)[0]
+    simplices, vertices, weights, neighbours = _numba.build(features)[0]
+    expected_simplices, expected_vertices, expected_weights, expected_neighbours = _reference.build(features)[0]
+    assert len(vertices) == len(expected_vertices)
+    vertices, expected_vertices = vertices[simplices], expected_vertices[expected_simplices]
     torch.testing.assert_close(weights, expected_weights, rtol=1e-7, atol=1e-7)
     assert neighbours.shape == expected_neighbours.shape
     # Vertices may be numbered differently: the same ones must be shared by the same points.
@@ -58,8 +107,9 @@ def test_builds_the_reference_lattice(dims: int, points: int, scale: float, seed
 
 def test_neighbouring_pixels_of_one_simplex_share_vertices() -> None:
     features = torch.zeros(1, 2, 5)
-    vertices, _, _ = _numba.build(features)[0]
-    assert (vertices == vertices[:1]).all()
+    simplices, vertices, _, _ = _numba.build(features)[0]
+    assert simplices.tolist() == [0] * 5
+    assert vertices.shape == (1, 3)
 
 
 def test_same_bits_for_any_number_of_threads() -> None:

@@ -12,8 +12,9 @@ from tests.crf import oracle
 
 def test_weights_are_barycentric() -> None:
     features = torch.randn(1, 4, 50, dtype=torch.float64) * 3
-    vertices, weights, neighbours = _reference.build(features)[0]
-    assert vertices.shape == weights.shape == (50, 5)
+    simplices, vertices, weights, neighbours = _reference.build(features)[0]
+    assert vertices[simplices].shape == weights.shape == (50, 5)
+    assert len(torch.unique(vertices, dim=0)) == len(vertices)
     assert neighbours.shape[:2] == (5, 2)
     assert float(weights.min()) >= -1e-12
     torch.testing.assert_close(weights.sum(1), torch.ones(50, dtype=torch.float64))
@@ -29,7 +30,7 @@ def test_vertices_surround_their_point() -> None:
 
 
 def test_neighbours_are_mutual() -> None:
-    _, _, neighbours = _reference.build(torch.rand(1, 2, 200) * 5)[0]
+    *_, neighbours = _reference.build(torch.rand(1, 2, 200) * 5)[0]
     size = neighbours.shape[2]
     for before, after in neighbours:
         for v in range(size):

@@ -1,32 +1,37 @@
-"""The permutohedral lattice as Numba kernels for the CPU; `_reference` is their twin in plain torch.
+"""The permutohedral lattice and mean field on the CPU, with Numba; `_reference` is their twin in plain torch.
 
-Kernels release the GIL and run on Python threads, so that they neither need nor disturb a threading layer. Threads
-share out images and blocks of channels, which are independent: results do not depend on their number.
+Kernels release the GIL and run on Python threads, so that they neither need nor disturb a threading layer. Work is cut
+into parts whose number depends on the image alone, and sums are taken in the order of the parts: results do not depend
+on the number of threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import njit
 from torch import Tensor
 
+from piecewise_training.crf import _numba_build, _numba_filter, _numba_meanfield
 from piecewise_training.crf._reference import Tables
 
-_BLOCK = 8  # channels a vertex row holds: a vector register of AVX2 or two of NEON, and small enough to share out
-
-_kernel: Any = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
+_BLOCK = _numba_filter.BLOCK
+_POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
 
 
 def build(features: Float[Tensor, "b d n"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`."""
-    return _parallel(_build_one, _array(features))
+    with _team() as run:
+        if len(features) >= torch.get_num_threads():
+            return run(lambda points: _build_one(points, _one_by_one), _array(features))
+        return [_build_one(points, run) for points in _array(features)]
 
 
 def splat_blur_slice(
@@ -41,10 +46,11 @@ def splat_blur_slice(
     def task(index: tuple[int, int]) -> None:
         image, first = index
         block = slice(first, first + _BLOCK)
-        lattice = _splat_blur(*tables[image], source[image, block], transpose)
-        _slice(*tables[image][:2], lattice, target[image, block])
+        lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
+        _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
 
-    _parallel(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
+    with _team() as run:
+        run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
     return out
 
 
@@ -67,232 +73,106 @@ def moments(
         image, dim, part = index
         block = slice(blocks[part], blocks[part] + _BLOCK)
         scaled = source[image, block] * feature[image, dim]
-        lattice = _splat_blur(*tables[image], scaled, transpose)
-        _slice_dot(*tables[image][:2], lattice, other[image, block], parts[index])
+        lattice = _numba_filter.splat_blur(*tables[image], scaled, transpose)
+        _numba_filter.slice_dot(*tables[image][:3], lattice, other[image, block], parts[index])
 
-    _parallel(task, list(np.ndindex(batch, dims, len(blocks))))
+    with _team() as run:
+        run(task, np.ndindex(batch, dims, len(blocks)))
     return torch.from_numpy(parts.sum(2))
+
+
+def mean_field(
+    terms: Sequence[Sequence[Tables]],
+    mixtures: Sequence[Tensor],
+    logits: Float[Tensor, "b k n"],
+    iterations: int,
+    grid: tuple[int, int],
+) -> Float[Tensor, "b k n"]:
+    """Mean field without gradients, in single precision; see `_reference.mean_field`."""
+    tables = [_arrays(lattices) for lattices in terms]
+    weights = [_array(mixture) for mixture in mixtures]
+    images = list(enumerate(_array(logits)))
+
+    def infer(image: tuple[int, np.ndarray], run: _numba_meanfield.Run) -> np.ndarray:
+        index, scores = image
+        own = [lattices[index if len(lattices) > 1 else 0] for lattices in tables]
+        return _numba_meanfield.mean_field(own, weights, scores, iterations, grid, run)
+
+    with _team() as run:
+        if len(images) >= torch.get_num_threads():  # whole images side by side
+            inferred = run(lambda image: infer(image, _one_by_one), images)
+        else:
+            inferred = [infer(image, run) for image in images]
+    return torch.from_numpy(np.stack(inferred))
+
+
+def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    return [task(item) for item in items]
+
+
+@contextmanager
+def _team() -> Iterator[_numba_meanfield.Run]:
+    """What runs a task for each of some items on torch's number of threads.
+
+    The threads end with the context: kept, they would survive neither a fork nor the interpreter's end.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield _one_by_one
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda task, items: list(pool.map(task, items))
 
 
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().contiguous().numpy()
 
 
-def _arrays(lattices: Sequence[Tables]) -> list[tuple[np.ndarray, ...]]:
-    return [tuple(table.numpy() for table in lattice) for lattice in lattices]
+def _arrays(lattices: Sequence[Tables]) -> list[_numba_meanfield.Tables]:
+    return [(s.numpy(), v.numpy(), w.contiguous().numpy(), n.numpy()) for s, v, w, n in lattices]
 
 
-def _parallel(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Runs a task on torch's number of threads. A pool of its own survives neither fork nor exit; a fresh one does."""
-    work = list(items)
-    threads = min(torch.get_num_threads(), len(work))
-    if threads == 1:
-        return [task(item) for item in work]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(task, work))
-
-
-def _build_one(points: np.ndarray) -> Tables:
+def _build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
     d, n = points.shape
-    vertices = np.empty((n, d + 1), np.int32)
+    simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)
-    table = np.full(_table_size(n * (d + 1)), -1, np.int32)
-    coordinates = np.empty((n * (d + 1), d), np.int32)
-    size = _place(points, _scales(d, points.dtype), vertices, weights, coordinates, table)
-    neighbours = np.full((d + 1, 2, size), size, np.int32)
-    _link(coordinates[:size], table, neighbours)
-    return torch.from_numpy(vertices), torch.from_numpy(weights), torch.from_numpy(neighbours)
+    cuts = np.linspace(0, n, max(1, n // _POINTS_A_PART) + 1, dtype=int).tolist()
+
+    def place(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Places the points of one part; gives its simplices' vertices and the coordinates of those."""
+        first, last = part
+        records = np.empty((last - first, 2 * d), points.dtype)
+        table = _empty_table(last - first)
+        count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, records, table)
+        vertices = np.empty((count, d + 1), np.int32)
+        coordinates = np.empty((vertices.size, d), np.int32)
+        table = _empty_table(vertices.size)
+        size = _numba_build.number_vertices(records[:count], vertices, coordinates, table)
+        return vertices, coordinates[:size].copy()
+
+    parts = list(itertools.pairwise(cuts))
+    placed = run(place, parts)
+
+    count, simplex, vertices = 0, 0, []
+    coordinates = np.empty((sum(len(own) for _, own in placed), d), np.int32)
+    table = _empty_table(len(coordinates))
+    for (first, last), (corners, own) in zip(parts, placed, strict=True):
+        numbers = np.empty(len(own), np.int32)
+        count = _numba_build.merge(own, numbers, coordinates, table, count)
+        vertices.append(numbers[corners])
+        simplices[first:last] += simplex
+        simplex += len(corners)
+
+    neighbours = np.full((d + 1, 2, count), count, np.int32)
+    run(lambda axis: _numba_build.link(coordinates[:count], table, axis, neighbours[axis]), range(d + 1))
+    arrays = simplices, np.concatenate(vertices), weights, neighbours
+    return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
 def _scales(d: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.array([math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)], dtype)
 
 
-def _table_size(entries: int) -> int:
-    return 1 << (2 * entries - 1).bit_length()
-
-
-@_kernel
-def _hash(coordinate, d):  # type: ignore[no-untyped-def]
-    h = np.uint64(0)
-    for i in range(d):
-        h = (h ^ np.uint64(coordinate[i])) * np.uint64(0x9E3779B97F4A7C15)
-        h ^= h >> np.uint64(29)
-    return h
-
-
-@_kernel
-def _find(coordinate, coordinates, table):  # type: ignore[no-untyped-def]
-    """The slot of a vertex in the open-addressed table, or the empty slot where it belongs."""
-    d = coordinates.shape[1]
-    mask = np.uint64(len(table) - 1)
-    slot = _hash(coordinate, d) & mask
-    while True:
-        index = table[slot]
-        if index < 0:
-            return slot
-        same = True
-        for i in range(d):
-            same = same and coordinates[index, i] == coordinate[i]
-        if same:
-            return slot
-        slot = (slot + np.uint64(1)) & mask
-
-
-@_kernel
-def _place(points, scales, vertices, weights, coordinates, table):  # type: ignore[no-untyped-def]
-    """Fills in each point's vertices and weights and each distinct vertex's coordinates; returns their number."""
-    d, n = points.shape
-    size = d + 1
-    position = np.empty(size, points.dtype)
-    share = np.empty(size + 1, points.dtype)
-    origin = np.empty(size, np.int32)
-    rank = np.empty(size, np.int32)
-    last_origin = np.empty(size, np.int32)
-    last_rank = np.full(size, -1, np.int32)
-    vertex = np.empty(d, np.int32)
-    count = 0
-    for p in range(n):
-        above = points.dtype.type(0)
-        for j in range(d, 0, -1):
-            step = points[j - 1, p] * scales[j - 1]
-            position[j] = above - j * step
-            above += step
-        position[0] = above
-
-        total = 0
-        for i in range(size):
-            origin[i] = np.int32(np.rint(position[i] / size))
-            total += origin[i]
-            position[i] -= origin[i] * points.dtype.type(size)
-            rank[i] = 0
-        for i in range(size):
-            for j in range(i + 1, size):
-                if position[i] < position[j]:
-                    rank[i] += 1
-                else:
-                    rank[j] += 1
-        same = p > 0
-        for i in range(size):
-            rank[i] += total
-            if rank[i] < 0:
-                rank[i] += size
-                origin[i] += 1
-                position[i] -= size
-            elif rank[i] > d:
-                rank[i] -= size
-                origin[i] -= 1
-                position[i] += size
-            same = same and origin[i] == last_origin[i] and rank[i] == last_rank[i]
-
-        share[:] = 0
-        for i in range(size):
-            share[d - rank[i]] += position[i] / size
-            share[size - rank[i]] -= position[i] / size
-        weights[p, 0] = 1 + share[0] + share[size]
-        for k in range(1, size):
-            weights[p, k] = share[k]
-
-        if same:  # neighbouring pixels mostly share a simplex
-            for k in range(size):
-                vertices[p, k] = vertices[p - 1, k]
-            continue
-        last_origin[:] = origin
-        last_rank[:] = rank
-        for k in range(size):
-            for i in range(d):
-                vertex[i] = origin[i] * size + (k if rank[i] <= d - k else k - size)
-            slot = _find(vertex, coordinates, table)
-            if table[slot] < 0:
-                table[slot] = count
-                for i in range(d):
-                    coordinates[count, i] = vertex[i]
-                count += 1
-            vertices[p, k] = table[slot]
-    return count
-
-
-@_kernel
-def _link(coordinates, table, neighbours):  # type: ignore[no-untyped-def]
-    """Fills in the vertices before and after each vertex along each axis."""
-    m, d = coordinates.shape
-    vertex = np.empty(d, np.int32)
-    for axis in range(d + 1):
-        for v in range(m):
-            for i in range(d):
-                vertex[i] = coordinates[v, i] + 1
-            if axis < d:
-                vertex[axis] -= d + 1
-            after = table[_find(vertex, coordinates, table)]
-            if after >= 0:
-                neighbours[axis, 1, v] = after
-                neighbours[axis, 0, after] = v
-
-
-@_kernel
-def _splat_blur(vertices, weights, neighbours, values, transpose):  # type: ignore[no-untyped-def]
-    """The blurred lattice of one block of channels, padded to the full block.
-
-    Rows are sliced out before the loop over channels: only so does LLVM see that it may vectorise.
-    """
-    axes, _, size = neighbours.shape
-    channels, n = values.shape
-    value = np.zeros(_BLOCK, values.dtype)
-    lattice = np.zeros((size + 1, _BLOCK), values.dtype)  # the last row, for missing neighbours, stays zero
-    blurred = np.zeros((size + 1, _BLOCK), values.dtype)
-    for p in range(n):
-        for c in range(channels):
-            value[c] = values[c, p]
-        for k in range(axes):
-            vertex = lattice[vertices[p, k]]
-            weight = weights[p, k]
-            for c in range(_BLOCK):
-                vertex[c] += weight * value[c]
-
-    half = values.dtype.type(0.5)
-    for step in range(axes):
-        axis = axes - 1 - step if transpose else step
-        for v in range(size):
-            before = lattice[neighbours[axis, 0, v]]
-            after = lattice[neighbours[axis, 1, v]]
-            own = lattice[v]
-            result = blurred[v]
-            for c in range(_BLOCK):
-                result[c] = own[c] + half * (before[c] + after[c])
-        lattice, blurred = blurred, lattice
-    return lattice
-
-
-@_kernel
-def _read(vertices, weights, lattice, p, value):  # type: ignore[no-untyped-def]
-    """The lattice's value at one point, without its constant factor."""
-    value[:] = 0
-    for k in range(vertices.shape[1]):
-        vertex = lattice[vertices[p, k]]
-        weight = weights[p, k]
-        for c in range(_BLOCK):
-            value[c] += weight * vertex[c]
-
-
-@_kernel
-def _slice(vertices, weights, lattice, out):  # type: ignore[no-untyped-def]
-    n, axes = vertices.shape
-    scale = out.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
-    value = np.empty(_BLOCK, out.dtype)
-    for p in range(n):
-        _read(vertices, weights, lattice, p, value)
-        for c in range(len(out)):
-            out[c, p] = scale * value[c]
-
-
-@_kernel
-def _slice_dot(vertices, weights, lattice, against, out):  # type: ignore[no-untyped-def]
-    n, axes = vertices.shape
-    scale = out.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
-    value = np.empty(_BLOCK, out.dtype)
-    for p in range(n):
-        _read(vertices, weights, lattice, p, value)
-        total = out.dtype.type(0)
-        for c in range(len(against)):
-            total += value[c] * against[c, p]
-        out[p] = scale * total
+def _empty_table(entries: int) -> np.ndarray:
+    """An open-addressed hash table at most half full; -1 is empty."""
+    return np.full(1 << (2 * entries).bit_length(), -1, np.int32)

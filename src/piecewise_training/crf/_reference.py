@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Vertices (n, v) around each point, v = d + 1; their barycentric weights (n, v); neighbours (v, 2, m), for each blur
-# axis the vertices before and after each of the m vertices, m where there is none.
-Tables = tuple[Int[Tensor, "n v"], Float[Tensor, "n v"], Int[Tensor, "v 2 m"]]
+# Each point's simplex (n,); each simplex's vertices (s, v), v = d + 1; each point's barycentric weights (n, v) in it;
+# neighbours (v, 2, m), for each blur axis the vertices before and after each of the m vertices, m where there is none.
+Tables = tuple[Int[Tensor, " n"], Int[Tensor, "s v"], Float[Tensor, "n v"], Int[Tensor, "v 2 m"]]
 
 
 def build(features: Float[Tensor, "b d n"]) -> list[Tables]:
@@ -42,6 +42,34 @@ def moments(
     return torch.stack([(against * moment).sum(1) for moment in filtered], 1)
 
 
+def mean_field(
+    terms: Sequence[Sequence[Tables]],
+    mixtures: Sequence[Tensor],
+    logits: Float[Tensor, "b k n"],
+    iterations: int,
+    grid: tuple[int, int],
+) -> Float[Tensor, "b k n"]:
+    """Log-marginals after some updates of Q from the softmax of the logits, without gradients.
+
+    Args:
+        terms: the lattices of each term with its normalisation in the weights, one for each image or one for all.
+        mixtures: (K, K) or () of each term: what its filtered marginals add to the logits.
+        logits: (B, K, N).
+        iterations: updates.
+        grid: rows and columns of the pixels, whose product is N; kernels go through them by tiles.
+    """
+    del grid
+    log_q = logits.log_softmax(1)
+    for _ in range(iterations):
+        q, total = log_q.exp(), logits
+        for lattices, mixture in zip(terms, mixtures, strict=True):
+            own = list(lattices) * (len(logits) // len(lattices))
+            filtered = splat_blur_slice(own, q)
+            total = total + (mixture * filtered if mixture.ndim == 0 else mixture @ filtered)
+        log_q = total.log_softmax(1)
+    return log_q
+
+
 def exact_sum(
     features: Float[Tensor, "d n"], values: Float[Tensor, "c n"], chunk_elements: int = 1 << 24
 ) -> Float[Tensor, "c n"]:
@@ -58,14 +86,22 @@ def _build_one(features: Tensor) -> Tables:
     coordinates, weights = _enclosing_simplex(features)
     n, axes, d = coordinates.shape
     rows = coordinates.reshape(-1, d)
-    vertices = _number(rows)
-    size = int(vertices.max()) + 1
-    distinct = rows.new_empty(size, d).index_copy_(0, vertices, rows)
-    return vertices.reshape(n, axes), weights, _neighbours(distinct)
+    numbers = _number(rows)
+    corners = numbers.reshape(n, axes)
+    simplices = _number(corners)
+    return simplices, _distinct(corners, simplices), weights, _neighbours(_distinct(rows, numbers))
 
 
-def _filter_one(vertices: Tensor, weights: Tensor, neighbours: Tensor, values: Tensor, transpose: bool) -> Tensor:
+def _distinct(rows: Tensor, numbers: Tensor) -> Tensor:
+    """The row of each number."""
+    return rows.new_empty(int(numbers.max()) + 1, rows.shape[1]).index_copy_(0, numbers, rows)
+
+
+def _filter_one(
+    simplices: Tensor, vertices: Tensor, weights: Tensor, neighbours: Tensor, values: Tensor, transpose: bool
+) -> Tensor:
     axes, _, size = neighbours.shape
+    vertices = vertices[simplices]
     lattice = values.new_zeros(size + 1, values.shape[1])  # the last row, for missing neighbours, stays zero
     for k in range(axes):
         lattice.index_add_(0, vertices[:, k], weights[:, k : k + 1] * values)

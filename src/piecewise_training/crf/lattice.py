@@ -27,18 +27,20 @@ class PermutohedralLattice:
     axes, and read back (slice). The error is a few per cent of the filtered value, the same as pydensecrf's.
 
     Attributes:
-        vertices: the vertices of each point's simplex, v = d + 1.
-        weights: the point's barycentric weight at each of them; at least 0, sum 1.
+        simplices: the simplex that each point lies in.
+        vertices: the vertices of each simplex, v = d + 1.
+        weights: each point's barycentric weight at the vertices of its simplex; at least 0, sum 1.
         neighbours: for each blur axis the vertices before and after each of the m vertices; m where there is none.
         backend: "numba" or "reference", whose kernels filter.
 
     Example:
         >>> lattice = PermutohedralLattice.build(torch.rand(1, 5, 100))[0]
-        >>> lattice.vertices.shape
+        >>> lattice.vertices[lattice.simplices].shape
         torch.Size([100, 6])
     """
 
-    vertices: Int[Tensor, "n v"]
+    simplices: Int[Tensor, n]
+    vertices: Int[Tensor, "s v"]
     weights: Float[Tensor, "n v"]
     neighbours: Int[Tensor, "v 2 m"]
     backend: Literal["numba", "reference"]
@@ -63,7 +65,7 @@ class PermutohedralLattice:
         if name == "exact":
             raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")
         tables = _kernels(name).build(features.detach())
-        return [cls(vertices, weights, neighbours, name) for vertices, weights, neighbours in tables]
+        return [cls(s, v, w, n, name) for s, v, w, n in tables]
 
 
 class LatticeOperator:
@@ -72,7 +74,25 @@ class LatticeOperator:
     def __init__(self, lattices: Sequence[PermutohedralLattice]) -> None:
         self.lattices = lattices
         self._kernels = _kernels(lattices[0].backend)
-        self._tables = [(lattice.vertices, lattice.weights, lattice.neighbours) for lattice in lattices]
+        self._tables = [(one.simplices, one.vertices, one.weights, one.neighbours) for one in lattices]
+
+    @property
+    def infers(self) -> bool:
+        """Whether `infer` is there for lattices of this kind."""
+        one = self.lattices[0]
+        return one.backend == "numba" and one.weights.dtype == torch.float32
+
+    @staticmethod
+    def infer(
+        operators: Sequence[LatticeOperator],
+        mixtures: Sequence[Tensor],
+        logits: Float[Tensor, "b k n"],
+        iterations: int,
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "b k n"]:
+        """Mean field without gradients, all terms in one pass over the pixels; see `_reference.mean_field`."""
+        tables = [operator._tables for operator in operators]
+        return operators[0]._kernels.mean_field(tables, mixtures, logits, iterations, grid)
 
     def filter(self, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
         """Filters c channels of each image. The transposed operator differs by the order of the blur's axes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from piecewise_training import checks
 from piecewise_training.crf.filtering import NormalisedKernel
-from piecewise_training.crf.lattice import Backend
+from piecewise_training.crf.lattice import Backend, LatticeOperator
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,56 @@ class PairwiseTerm:
     weight: Tensor | float
     compatibility: Float[Tensor, "k k"] | None = None
 
+    def mixture(self, like: Tensor) -> Tensor:
+        r"""What the filtered marginals add to the logits: :math:`-w\mu` (K, K).
+
+        Of Potts it is w, (), times the identity: equal up to a constant over the labels, which the softmax removes.
+        """
+        weight = torch.as_tensor(self.weight, dtype=like.dtype, device=like.device)
+        return weight if self.compatibility is None else -weight * self.compatibility
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether anything in the term is being learned."""
+        kernel = self.kernel
+        parts = (kernel.features, kernel.bandwidths, kernel.scale, self.weight, self.compatibility)
+        return torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+
 
 def mean_field(
-    logits: Float[Tensor, "b k n"], terms: Sequence[PairwiseTerm], iterations: int
+    logits: Float[Tensor, "b k n"],
+    terms: Sequence[PairwiseTerm],
+    iterations: int,
+    grid: tuple[int, int] | None = None,
 ) -> Float[Tensor, "b k n"]:
     r"""Approximates the CRF's marginals by the update of Krähenbühl & Koltun (2011), algorithm 1.
 
     All pixels at once, from Q = softmax(z):
     :math:`Q_i(a) \propto \exp(z_i(a) - \sum_m w_m \sum_b \mu_m(a,b) (\hat K_m Q)_i(b))`.
 
+    Args:
+        logits: (B, K, N).
+        terms: at least one.
+        iterations: updates; 0 gives log softmax of the logits.
+        grid: rows and columns of an image whose pixels the points are, which makes it faster.
+
     Returns:
         log Q, whose exponentials sum to 1 over the classes.
     """
+    mixtures = [term.mixture(logits) for term in terms]
+    operators = [term.kernel.operator for term in terms]
+    fused = [operator for operator in operators if isinstance(operator, LatticeOperator) and operator.infers]
+    learning = (torch.is_grad_enabled() and logits.requires_grad) or any(term.needs_gradient for term in terms)
+    if len(fused) == len(terms) and not learning:
+        return LatticeOperator.infer(fused, mixtures, logits, iterations, grid or (1, logits.shape[2]))
     log_q = logits.log_softmax(1)
     for _ in range(iterations):
-        q = log_q.exp()
-        log_q = (logits - sum(_message(term, q) for term in terms)).log_softmax(1)
+        q, total = log_q.exp(), logits
+        for term, mixture in zip(terms, mixtures, strict=True):
+            filtered = term.kernel(q)
+            total = total + (mixture * filtered if mixture.ndim == 0 else mixture @ filtered)
+        log_q = total.log_softmax(1)
     return log_q
-
-
-def _message(term: PairwiseTerm, q: Tensor) -> Tensor:
-    filtered = term.kernel(q)
-    if term.compatibility is None:  # Potts up to a constant over the labels, which the softmax removes
-        return -term.weight * filtered
-    return term.weight * (term.compatibility @ filtered)
 
 
 def dense_crf(
@@ -129,7 +155,7 @@ def dense_crf(
     matrices = (None, None) if compatibility is None else compatibility.to(work).unbind()
     terms = [PairwiseTerm(spatial, pos_w, matrices[0]), PairwiseTerm(bilateral, bilateral_w, matrices[1])]
     with torch.autocast(scores.device.type, enabled=False):  # messages need single precision
-        log_q = mean_field(work.flatten(2), terms, iterations)
+        log_q = mean_field(work.flatten(2), terms, iterations, (height, width))
     return log_q.reshape(scores.shape).to(scores.dtype)
 
 

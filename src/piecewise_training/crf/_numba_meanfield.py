@@ -1,0 +1,161 @@
+"""Mean field for one image with Numba: how its pixels are laid out and its work shared out; the twin of `_reference`'s.
+
+Pixels are worked through by tiles of the image and, within a tile, by simplex, so that the vertices they share are in
+the cache. Tiles are dealt to parts, each with its own copy of the vertices that it touches. The number of parts depends
+on the image alone and their copies are added up in order: results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from piecewise_training.crf import _numba_sweep as kernels
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference.Tables`
+
+_LOG2_E = 1.4426950408889634
+_PIXELS_A_PART = 20_000
+_MOST_PARTS = 16
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything lies.
+
+    Attributes:
+        order: the pixel at each position.
+        bounds: the positions at which parts begin, and the end.
+        rows: the parts' copies of the vertices around the pixel at each position (N, V), those of all terms.
+        shares: its weight at each of them.
+        owners: the vertex behind each copy, among those of its term.
+        ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+    rows: np.ndarray
+    shares: np.ndarray
+    owners: np.ndarray
+    ranges: list[np.ndarray]
+
+
+def mean_field(
+    terms: Sequence[Tables],
+    mixtures: Sequence[np.ndarray],
+    logits: np.ndarray,
+    iterations: int,
+    grid: tuple[int, int],
+    run: Run,
+) -> np.ndarray:
+    """Log-marginals (K, N) of one image; see `_reference.mean_field`.
+
+    Args:
+        terms: the lattice of each term, float32.
+        mixtures: (K, K) or () of each term: what its filtered marginals add to the logits.
+        logits: (K, N) float32.
+        iterations: updates.
+        grid: rows and columns of the pixels.
+        run: calls a function for each of some items, on threads.
+    """
+    classes, pixels = logits.shape
+    channels = -(-classes // 8) * 8
+    layout = _lay_out(terms, grid, run)
+    weights = [_padded(m, classes, channels, t[1].shape[1]) for m, t in zip(mixtures, terms, strict=True)]
+    messages, marginals = _aligned(len(layout.owners) * channels), _aligned(len(layout.owners) * channels)
+    lattices = [_aligned(channels * (t[3].shape[2] + 1)).reshape(channels // 8, -1, 8) for t in terms]
+    unary = _aligned(pixels * channels)
+    sweep = kernels.sweep_kernel(layout.rows.shape[1])
+    parts = range(len(layout.bounds) - 1)
+    positions = list(itertools.pairwise(layout.bounds.tolist()))
+
+    def begin(part: int) -> None:
+        kernels.permute_in(logits, layout.order, *positions[part], channels, unary)
+        for ranges in layout.ranges:
+            first, last = ranges[part] * channels
+            messages[first:last] = 0
+            marginals[first:last] = 0
+
+    def update(part: int, iteration: int) -> None:
+        if iteration:
+            for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
+                kernels.fetch(layout.owners, *ranges[part], lattice, weight, channels, messages, marginals)
+        final = iteration == iterations
+        sweep(*positions[part], channels, unary, layout.rows, layout.shares, messages, marginals, final)
+
+    def blur(index: tuple[int, int]) -> None:
+        term, block = index
+        lattice, neighbours = lattices[term][block].reshape(-1), terms[term][3]
+        sent = layout.owners, layout.ranges[term], marginals[8 * block :], channels
+        kernels.blur(*sent, neighbours, lattice, _aligned(lattice.size))
+
+    blocks = sorted(np.ndindex(len(terms), channels // 8), key=lambda index: -terms[index[0]][3].size)
+    run(begin, parts)
+    for iteration in range(iterations + 1):
+        run(lambda part: update(part, iteration), parts)  # noqa: B023
+        if iteration < iterations:
+            run(blur, blocks)
+    out = np.empty_like(logits)
+    run(lambda part: kernels.permute_out(unary, layout.order, *positions[part], channels, out), parts)
+    return out
+
+
+def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layout:
+    height, width = grid
+    pixels = height * width
+    order = np.empty(pixels, np.int32)
+    starts = np.empty(-(-height // kernels.TILE) * -(-width // kernels.TILE) + 1, np.int64)
+    kernels.tile_order(height, width, order, starts)
+    count = max(1, min(_MOST_PARTS, pixels // _PIXELS_A_PART))
+    tiles = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
+    axes = [vertices.shape[1] for _, vertices, _, _ in terms]
+    rows = np.empty((pixels, sum(axes)), np.int32)
+    shares = np.empty((pixels, sum(axes)), np.float32)
+    finest = terms[int(np.argmax(axes))][0]
+
+    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray]:
+        """Fills in the rows of a part; gives where each term's copies begin, and the vertices behind all of them."""
+        first, last = starts[list(part)]
+        kernels.sort_tiles(starts, *part, finest, order)
+        most = min(int(last - first) * sum(axes), sum(neighbours.shape[2] for *_, neighbours in terms))
+        owners, counts, column = np.empty(most, np.int32), [0], 0
+        for simplices, vertices, weights, neighbours in terms:
+            lattice = simplices, vertices, weights, neighbours.shape[2]
+            counts.append(kernels.enter(order, first, last, *lattice, column, rows, shares, owners, counts[-1]))
+            column += vertices.shape[1]
+        return counts, owners[: counts[-1]].copy()
+
+    parts = list(itertools.pairwise(tiles.tolist()))
+    entered = run(enter, parts)
+    offsets = np.cumsum([0] + [len(owners) for _, owners in entered])
+    counts = np.array([counts for counts, _ in entered]) + offsets[:-1, None]
+
+    def shift(part: int) -> None:
+        rows[slice(*starts[list(parts[part])])] += np.int32(offsets[part])
+
+    run(shift, range(1, len(parts)))
+    ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
+    owners = np.concatenate([owners for _, owners in entered])
+    return _Layout(order, starts[tiles], rows, shares, owners, ranges)
+
+
+def _padded(mixture: np.ndarray, classes: int, channels: int, axes: int) -> np.ndarray:
+    """A mixture in bits and with the lattice's constant factor, from class b (row) to channel c (column)."""
+    factor = _LOG2_E / (1 + 2.0 ** (1 - axes))
+    if mixture.ndim == 0:
+        return np.full((1, 1), factor * mixture, np.float32)
+    padded = np.zeros((classes, channels), np.float32)
+    padded[:, :classes] = factor * mixture.T
+    return padded
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Uninitialised float32 numbers from a cache line's start on: registers are loaded from one line, not two."""
+    data = np.empty(4 * size + 64, np.uint8)
+    start = -data.ctypes.data % 64
+    return data[start : start + 4 * size].view(np.float32)

@@ -1,0 +1,247 @@
+"""The kernels of mean field in one pass over the pixels an iteration.
+
+A pixel meets the lattices of all terms at once: its row of numbers and weights goes over the vertices of every simplex
+that it lies in. An iteration reads the messages from them (slice), normalises, and sends the new marginals back (splat)
+while they are in registers and the first cache; marginals are written out only in the last one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from piecewise_training.crf._simd import (
+    halves_added,
+    halves_highest,
+    highest,
+    kernel,
+    load8,
+    load16,
+    maximum,
+    nearest,
+    spread8,
+    store,
+    times_power_of_two,
+    total,
+)
+
+TILE = 64
+_f32 = np.float32
+
+
+@kernel
+def tile_order(height, width, order, starts):  # type: ignore[no-untyped-def]
+    """The pixels by tiles: fills in the pixel at each position, and each tile's first position."""
+    position = tile = 0
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            starts[tile] = position
+            tile += 1
+            for y in range(top, min(top + TILE, height)):
+                for x in range(left, min(left + TILE, width)):
+                    order[position] = y * width + x
+                    position += 1
+    starts[tile] = position
+
+
+@kernel
+def sort_tiles(starts, first, last, simplices, order):  # type: ignore[no-untyped-def]
+    """Sorts the pixels of each tile by their simplex, those of a simplex in their old order."""
+    seen = np.full(simplices.max() + 1, -1, np.int32)
+    pixels = np.empty(TILE * TILE, np.int32)
+    found = np.empty(TILE * TILE, np.int32)
+    places = np.empty(TILE * TILE + 1, np.int32)
+    for tile in range(first, last):
+        start, stop = starts[tile], starts[tile + 1]
+        kinds = 0
+        for p in range(start, stop):
+            pixels[p - start] = order[p]
+            simplex = simplices[order[p]]
+            if seen[simplex] < 0:
+                seen[simplex] = kinds
+                found[kinds] = simplex
+                places[kinds] = 0
+                kinds += 1
+            places[seen[simplex]] += 1
+        place = start
+        for kind in range(kinds):
+            size = places[kind]
+            places[kind] = place
+            place += size
+        for p in range(stop - start):
+            kind = seen[simplices[pixels[p]]]
+            order[places[kind]] = pixels[p]
+            places[kind] += 1
+        for kind in range(kinds):
+            seen[found[kind]] = -1
+
+
+@kernel
+def enter(order, first, last, simplices, vertices, weights, size, column, rows, shares, owners, count):  # type: ignore[no-untyped-def]
+    """Gives a part its own copies of one term's vertices, numbered as its pixels meet them from `count` on.
+
+    Fills in the copies around its pixels, and their weights, from a column on, and the vertex behind each copy; returns
+    the new count.
+    """
+    own = np.full(size, -1, np.int32)
+    for p in range(first, last):
+        pixel = order[p]
+        simplex = simplices[pixel]
+        for k in range(vertices.shape[1]):
+            vertex = vertices[simplex, k]
+            if own[vertex] < 0:
+                own[vertex] = count
+                owners[count] = vertex
+                count += 1
+            rows[p, column + k] = own[vertex]
+            shares[p, column + k] = weights[pixel, k]
+    return count
+
+
+@kernel
+def permute_in(scores, order, first, last, channels, unary):  # type: ignore[no-untyped-def]
+    """Scores (K, N), in bits, as rows of pixels in order, padded by impossible classes."""
+    bits = _f32(1.4426950408889634)
+    classes = len(scores)
+    for start in range(first, last, 16):
+        stop = min(start + 16, last)
+        for c in range(classes):
+            plane = scores[c]
+            for p in range(start, stop):
+                unary[p * channels + c] = plane[order[p]] * bits
+        for p in range(start, stop):
+            for c in range(classes, channels):
+                unary[p * channels + c] = _f32(-1e30)
+
+
+@kernel
+def permute_out(rows, order, first, last, channels, scores):  # type: ignore[no-untyped-def]
+    """Rows of pixels in order as (K, N)."""
+    for start in range(first, last, 16):
+        stop = min(start + 16, last)
+        for c in range(len(scores)):
+            plane = scores[c]
+            for p in range(start, stop):
+                plane[order[p]] = rows[p * channels + c]
+
+
+@kernel
+def fetch(owners, first, last, lattice, mixture, channels, messages, marginals):  # type: ignore[no-untyped-def]
+    """Copies a part's vertices of one term out of the blurred lattice, through the compatibility; empties its copies.
+
+    The lattice is (channels / 8, M + 1, 8). A mixture of one row and column stands for a multiple of the identity.
+    """
+    size = lattice.shape[1]
+    flat = lattice.reshape(lattice.size)
+    zero = spread8(_f32(0))
+    for row in range(first, last):
+        vertex = owners[row]
+        for c in range(0, channels, 8):
+            store(marginals, row * channels + c, zero)
+        if len(mixture) == 1:
+            for c in range(0, channels, 8):
+                place = (c // 8 * size + vertex) * 8
+                store(messages, row * channels + c, load8(flat, place) * mixture[0, 0])
+        else:
+            weights = mixture.reshape(mixture.size)
+            for c in range(0, channels, 8):
+                x = zero
+                for b in range(len(mixture)):
+                    x = x + load8(weights, b * channels + c) * lattice[b // 8, vertex, b % 8]
+                store(messages, row * channels + c, x)
+
+
+@kernel
+def blur(owners, ranges, marginals, channels, neighbours, lattice, scratch):  # type: ignore[no-untyped-def]
+    """Adds up the parts' copies of eight channels, and blurs along every axis; `marginals` begins with the first.
+
+    The last vertex stands for missing neighbours and stays zero. The result comes to lie in `lattice`.
+    """
+    axes, _, size = neighbours.shape
+    source, target = (lattice, scratch) if axes % 2 == 0 else (scratch, lattice)
+    zero = spread8(_f32(0))
+    for vertex in range(size + 1):
+        store(source, vertex * 8, zero)
+    store(target, size * 8, zero)
+    for part in range(len(ranges)):
+        for row in range(ranges[part, 0], ranges[part, 1]):
+            place = owners[row] * 8
+            store(source, place, load8(source, place) + load8(marginals, row * channels))
+    half = _f32(0.5)
+    for axis in range(axes):
+        for vertex in range(size):
+            sides = load8(source, neighbours[axis, 0, vertex] * 8) + load8(source, neighbours[axis, 1, vertex] * 8)
+            store(target, vertex * 8, load8(source, vertex * 8) + sides * half)
+        source, target = target, source
+
+
+@kernel
+def _exp2(x):  # type: ignore[no-untyped-def]
+    """2^x for x up to 0; 2^-80 below -80, which keeps denormal numbers out of the loops that follow."""
+    x = maximum(x, _f32(-80))
+    whole = nearest(x)
+    x = x - whole
+    square = x * x
+    low = x * _f32(0.69314718056) + _f32(1)
+    middle = x * _f32(0.05550410866) + _f32(0.24022650696)
+    high = square * _f32(0.00015403530) + (x * _f32(0.00133335581) + _f32(0.00961812911))
+    return times_power_of_two(square * (square * high + middle) + low, whole)
+
+
+@cache
+def sweep_kernel(axes: int) -> Any:
+    """The kernel of an iteration for pixels with so many vertices, whose loops over them the compiler unrolls."""
+
+    @kernel
+    def sweep(first, last, channels, unary, rows, shares, messages, marginals, final):  # type: ignore[no-untyped-def]
+        """Reads each pixel's messages, normalises, and sends its marginals; in the `final` pass unary becomes log Q.
+
+        Channels go through the widest registers, and eight that may be left over through narrower ones.
+        """
+        wide = channels // 16 * 16
+        x = np.empty(channels, np.float32)
+        q = np.empty(channels, np.float32)
+        for p in range(first, last):
+            own = p * channels
+            top = spread8(_f32(-3e38))
+            for c in range(0, wide, 16):
+                message = load16(unary, own + c)
+                for k in range(axes):
+                    message = message + load16(messages, rows[p, k] * channels + c) * shares[p, k]
+                store(x, c, message)
+                top = maximum(top, halves_highest(message))
+            if wide < channels:
+                rest = load8(unary, own + wide)
+                for k in range(axes):
+                    rest = rest + load8(messages, rows[p, k] * channels + wide) * shares[p, k]
+                store(x, wide, rest)
+                top = maximum(top, rest)
+
+            shift = highest(top)
+            mass = spread8(_f32(0))
+            for c in range(0, wide, 16):
+                likely = _exp2(load16(x, c) - shift)
+                store(q, c, likely)
+                mass = mass + halves_added(likely)
+            if wide < channels:
+                likely_rest = _exp2(load8(x, wide) - shift)
+                store(q, wide, likely_rest)
+                mass = mass + likely_rest
+
+            if final:
+                shift += _f32(np.log2(total(mass)))
+                for c in range(0, channels, 8):
+                    store(unary, own + c, (load8(x, c) - shift) * _f32(0.69314718056))
+                continue
+            share = _f32(1) / total(mass)
+            for k in range(axes):
+                weight = shares[p, k] * share
+                row = rows[p, k] * channels
+                for c in range(0, wide, 16):
+                    store(marginals, row + c, load16(marginals, row + c) + load16(q, c) * weight)
+                if wide < channels:
+                    store(marginals, row + wide, load8(marginals, row + wide) + load8(q, wide) * weight)
+
+    return sweep

@@ -1,0 +1,223 @@
+"""Vector registers in Numba: a type that lowers to an LLVM vector, and the few operations that the kernels need.
+
+LLVM turns the same vectors into AVX-512, AVX2 or NEON instructions, so that nothing here knows the processor. A product
+followed by a sum becomes one fused instruction. Wherever two vectors are expected, a number stands for a vector of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models, register_default
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin
+
+kernel = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
+
+_CONTRACT = ("contract",)
+_INT = ir.IntType(32)
+
+
+class Vector(types.Type):
+    """So many numbers of one floating-point type, side by side in registers."""
+
+    def __init__(self, dtype: types.Float, lanes: int) -> None:
+        self.dtype = dtype
+        self.lanes = lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+
+@register_default(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        element = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.lanes))
+
+
+def _spread(builder: Any, vector: ir.VectorType, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _INT(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, vector.count), [0] * vector.count))
+
+
+def _typed(kinds: Any) -> Any:
+    """The signature of an operation between vectors and numbers; None where there is no vector."""
+    vectors = [kind for kind in kinds if isinstance(kind, Vector)]
+    if not vectors:
+        return None
+    return signature(vectors[0], *(kind if isinstance(kind, Vector) else vectors[0].dtype for kind in kinds))
+
+
+def _vectors(context: Any, builder: Any, sig: Any, args: Any) -> list[Any]:
+    shape = context.get_value_type(sig.return_type)
+    return [
+        value if isinstance(kind, Vector) else _spread(builder, shape, value)
+        for kind, value in zip(sig.args, args, strict=True)
+    ]
+
+
+def _operator(symbol: Any, build: Callable[..., Any]) -> None:
+    """Gives a Python operator a meaning for vectors."""
+
+    @infer_global(symbol)
+    class Typing(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            return _typed(args)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return build(builder, *_vectors(context, builder, sig, args))
+
+    for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
+        lower_builtin(symbol, *kinds)(lower)
+
+
+_operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_CONTRACT))
+_operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_CONTRACT))
+_operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_CONTRACT))
+
+
+def _lanewise(build: Callable[..., Any]) -> Any:
+    """A function of two vectors, lane by lane."""
+
+    @intrinsic
+    def function(_: Any, a: Any, b: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return build(builder, *_vectors(context, builder, sig, args))
+
+        return _typed((a, b)), lower
+
+    return function
+
+
+maximum = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+minimum = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
+# 1 in the lanes where a < b, 0 in the others
+less = _lanewise(lambda builder, a, b: builder.uitofp(builder.fcmp_ordered("<", a, b), a.type))
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Vector) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), context.get_value_type(vector).as_pointer())
+
+
+def _loader(lanes: int) -> Any:
+    @intrinsic
+    def load(_: Any, array: Any, index: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], sig.return_type))
+            value.align = array.dtype.bitwidth // 8
+            return value
+
+        return signature(Vector(array.dtype, lanes), array, types.intp), lower
+
+    return load
+
+
+load8, load16 = _loader(8), _loader(16)  # array[index : index + 8] of a flat array
+
+
+@intrinsic
+def store(_: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index : index + lanes] = value of a flat array."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = _pointer(context, builder, sig.args[0], args[0], args[1], sig.args[2])
+        builder.store(args[2], place).align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return signature(types.void, array, types.intp, value), lower
+
+
+def _spreader(lanes: int) -> Any:
+    @intrinsic
+    def spread(_: Any, number: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _spread(builder, context.get_value_type(sig.return_type), args[0])
+
+        return signature(Vector(number, lanes), number), lower
+
+    return spread
+
+
+spread8, spread16 = _spreader(8), _spreader(16)  # the same number in every lane
+
+
+@intrinsic
+def nearest(_: Any, a: Any) -> Any:
+    """The nearest whole number of each lane, ties to even."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        shape = context.get_value_type(a)
+        return builder.call(_llvm(builder, "rint", a, shape, [shape]), args)
+
+    return signature(a, a), lower
+
+
+@intrinsic
+def times_power_of_two(_: Any, a: Any, exponent: Any) -> Any:
+    """A 2^exponent for whole exponents that stay within the range of single precision."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        integers = ir.VectorType(_INT, a.lanes)
+        steps = builder.shl(builder.fptosi(args[1], integers), ir.Constant(integers, [23] * a.lanes))
+        bits = builder.add(builder.bitcast(args[0], integers), steps)
+        return builder.bitcast(bits, context.get_value_type(a))
+
+    return signature(a, a, exponent), lower
+
+
+def _reducer(name: str, flags: tuple[str, ...], start: float | None) -> Any:
+    @intrinsic
+    def reduce(_: Any, a: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = context.get_value_type(a.dtype)
+            first = [] if start is None else [ir.Constant(element, start)]
+            kinds = [element] * len(first) + [context.get_value_type(a)]
+            function = _llvm(builder, f"vector.reduce.{name}", a, element, kinds)
+            return builder.call(function, [*first, *args], fastmath=flags)
+
+        return signature(a.dtype, a), lower
+
+    return reduce
+
+
+total = _reducer("fadd", ("reassoc",), 0.0)  # of the lanes, always in the same order
+highest = _reducer("fmax", ("nnan",), None)  # of the lanes
+
+
+@intrinsic
+def halves_added(_: Any, a: Any) -> Any:
+    """The lower half of the lanes plus the upper half."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fadd(*_halves(builder, a, args[0]))
+
+    return signature(Vector(a.dtype, a.lanes // 2), a), lower
+
+
+@intrinsic
+def halves_highest(_: Any, a: Any) -> Any:
+    """The greater of the lower and the upper half of the lanes, lane by lane."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        low, high = _halves(builder, a, args[0])
+        return builder.select(builder.fcmp_ordered(">", low, high), low, high)
+
+    return signature(Vector(a.dtype, a.lanes // 2), a), lower
+
+
+def _halves(builder: Any, vector: Vector, value: Any) -> tuple[Any, Any]:
+    half = vector.lanes // 2
+    mask = ir.VectorType(_INT, half)
+    low, high = (ir.Constant(mask, list(range(first, first + half))) for first in (0, half))
+    return builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high)
+
+
+def _llvm(builder: Any, name: str, vector: Vector, result: ir.Type, arguments: list[ir.Type]) -> Any:
+    """LLVM's own function of a type of vector, such as llvm.rint.v8f32."""
+    full_name = f"llvm.{name}.v{vector.lanes}f{vector.dtype.bitwidth}"
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), full_name)
