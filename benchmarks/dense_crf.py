@@ -1,0 +1,249 @@
+"""Times the dense CRF beside pydensecrf2, SimpleCRF, crfseg and our own plain-torch kernels, in one process.
+
+    python benchmarks/dense_crf.py --images FOLDER [--sizes 480x360x21 ...] [--threads 1 2] [--runs 7] [--output FILE]
+
+From an image and scores to marginals, ten iterations, with the usual kernels. Results are compared before anything is
+timed; a peer that is not installed, or whose parameters cannot be made the same, is left out or marked. "blocks" times
+the runs of one engine in a row, "alternating" takes the engines in turns, so that each finds the caches cold. The setup
+is the time of 0 iterations. Peak memory is that of a process of its own, beyond what it had before the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from piecewise_training import __version__
+from piecewise_training.crf import dense_crf
+
+SIZES = (
+    *("480x360x2", "480x360x11", "480x360x21", "500x375x21"),
+    *("1024x512x19", "1024x512x21", "2048x1024x19"),
+)
+ITERATIONS = 10
+TOLERANCE = 1e-4
+Engine = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+def ours(image: np.ndarray, scores: np.ndarray, iterations: int, backend: Any = "auto") -> np.ndarray:
+    """piecewise-training: marginals (K, H, W)."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        log_q = dense_crf(torch.from_numpy(scores)[None], pixels, iterations=iterations, backend=backend)
+    return log_q[0].exp_().numpy()
+
+
+def plain_torch(image: np.ndarray, scores: np.ndarray, iterations: int) -> np.ndarray:
+    """The reference kernels of piecewise-training."""
+    return ours(image, scores, iterations, "reference")
+
+
+def pydensecrf2(image: np.ndarray, scores: np.ndarray, iterations: int) -> np.ndarray:
+    """pydensecrf, by its maintained fork."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    classes, height, width = scores.shape
+    crf = DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(-scores.reshape(classes, -1)))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    return np.array(crf.inference(iterations)).reshape(scores.shape)
+
+
+def simple_crf(image: np.ndarray, scores: np.ndarray, iterations: int) -> np.ndarray:
+    """SimpleCRF's dense CRF, which takes probabilities and gives labels alone."""
+    module = importlib.import_module("denseCRF")
+    probabilities = np.exp(scores - scores.max(0))
+    probabilities = np.ascontiguousarray((probabilities / probabilities.sum(0)).transpose(1, 2, 0))
+    return module.densecrf(image, probabilities, (10.0, 80.0, 13.0, 3.0, 3.0, iterations))
+
+
+ENGINES: dict[str, tuple[str, Engine]] = {
+    "piecewise-training": ("numba", ours),
+    "pydensecrf2": ("pydensecrf", pydensecrf2),
+    "SimpleCRF": ("denseCRF", simple_crf),
+    "plain torch": ("torch", plain_torch),
+}
+
+
+def make_case(size: str, images: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The first image of a folder, resized, and smooth random scores for it."""
+    width, height, classes = (int(number) for number in size.split("x"))
+    first = sorted(path for path in images.iterdir() if path.suffix.lower() in (".jpg", ".png"))[0]
+    with Image.open(first) as file:
+        image = np.array(file.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    rng = np.random.default_rng(0)
+    scores = np.empty((classes, height, width), np.float32)
+    for plane in scores:
+        smooth = gaussian_filter(rng.standard_normal((height, width)).astype(np.float32), 8)
+        plane[:] = 3 * smooth / smooth.std() + rng.standard_normal((height, width))
+    return image, scores
+
+
+def compare(image: np.ndarray, scores: np.ndarray, engines: dict[str, Engine]) -> dict[str, float]:
+    """The largest difference of each engine's marginals from pydensecrf2's; of labels alone, the share that differs."""
+    expected = engines["pydensecrf2"](image, scores, ITERATIONS)
+    differences = {}
+    for name, engine in engines.items():
+        found = engine(image, scores, ITERATIONS)
+        if found.ndim == 2:
+            differences[name] = float(np.mean(found != expected.argmax(0)))
+        else:
+            differences[name] = float(np.abs(found - expected).max())
+    return differences
+
+
+def time_case(case: tuple[np.ndarray, np.ndarray], engines: dict[str, Engine], runs: int) -> dict[str, Any]:
+    """Seconds of each engine, by the order of the runs and the number of iterations."""
+
+    def seconds(engine: Engine, iterations: int) -> float:
+        start = time.perf_counter()
+        engine(*case, iterations)
+        return time.perf_counter() - start
+
+    blocks = {n: {i: [seconds(e, i) for _ in range(runs)] for i in (0, ITERATIONS)} for n, e in engines.items()}
+    turns: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(runs):
+        for name, engine in engines.items():
+            turns[name].append(seconds(engine, ITERATIONS))
+    return {
+        name: {
+            "setup_ms": 1e3 * statistics.median(times[0]),
+            "iteration_ms": 1e3 * (statistics.median(times[ITERATIONS]) - statistics.median(times[0])) / ITERATIONS,
+            "total_ms": 1e3 * statistics.median(times[ITERATIONS]),
+            "spread_ms": [1e3 * min(times[ITERATIONS]), 1e3 * max(times[ITERATIONS])],
+            "alternating_ms": 1e3 * statistics.median(turns[name]),
+        }
+        for name, times in blocks.items()
+    }
+
+
+def peak_memory(name: str, size: str, images: Path, threads: int) -> float:
+    """Bytes that one call needs beyond its arguments, measured in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    worker = context.Process(target=_measure_peak, args=(name, size, images, threads, send))
+    worker.start()
+    peak = receive.recv()
+    worker.join()
+    return float(peak)
+
+
+def _measure_peak(name: str, size: str, images: Path, threads: int, send: Any) -> None:
+    torch.set_num_threads(threads)
+    engine = ENGINES[name][1]
+    classes = size.rsplit("x", 1)[1]
+    engine(*make_case(f"64x64x{classes}", images), 1)  # imports and compilation are not the call's
+    case = make_case(size, images)
+    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    engine(*case, ITERATIONS)
+    status = Path("/proc/self/status").read_text()
+    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    send.send(peak - before)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def installed() -> dict[str, Engine]:
+    """The engines that can be imported."""
+    found = {}
+    for name, (module, engine) in ENGINES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            print(f"{name} is not installed: left out")
+        else:
+            found[name] = engine
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as text."""
+    head = f"{'case':14} {'thr':>3} {'engine':18} {'setup':>8} {'iter.':>7} {'total':>8} {'altern.':>8} {'MB':>6}"
+    lines = [head + "  pydensecrf2 / ours"]
+    for result in results:
+        peer = result["engines"]["pydensecrf2"]
+        for name, r in result["engines"].items():
+            memory = f"{r['peak_bytes'] / 1e6:6.0f}" if "peak_bytes" in r else ""
+            line = (
+                f"{result['case']:14} {result['threads']:3} {name:18} {r['setup_ms']:8.1f} {r['iteration_ms']:7.2f} "
+                f"{r['total_ms']:8.1f} {r['alternating_ms']:8.1f} {memory:>6}"
+            )
+            if name == "piecewise-training":
+                blocks, turns = peer["total_ms"] / r["total_ms"], peer["alternating_ms"] / r["alternating_ms"]
+                line += f"  {blocks:.1f} x in blocks, {turns:.1f} x alternating"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the command line, checks, times, and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="WIDTHxHEIGHTxCLASSES")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--engines", nargs="+", default=[*ENGINES])
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
+    parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it as .txt")
+    arguments = parser.parse_args()
+
+    engines = {name: engine for name, engine in installed().items() if name in arguments.engines}
+    if not {"pydensecrf2", "piecewise-training"} <= engines.keys():
+        raise SystemExit("there is nothing to compare: pip install pydensecrf2")
+    results = []
+    for size in arguments.sizes:
+        case = make_case(size, arguments.images)
+        differences = compare(*case, engines)
+        if differences["piecewise-training"] > TOLERANCE:
+            raise SystemExit(f"{size}: marginals differ by {differences['piecewise-training']}: nothing is timed.")
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            timed = time_case(case, engines, arguments.runs)
+            for name, result in timed.items():
+                result["difference"] = differences[name]
+                if arguments.memory:
+                    result["peak_bytes"] = peak_memory(name, size, arguments.images, threads)
+            results.append({"case": size, "threads": threads, "engines": timed})
+            print(table(results[-1:]), flush=True)
+    report = {
+        "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
+        "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "commit": subprocess.getoutput("git rev-parse HEAD"),
+        "date": date.today().isoformat(),
+        "iterations": ITERATIONS,
+        "runs": arguments.runs,
+        "results": results,
+    }
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        arguments.output.with_suffix(".txt").write_text(table(results) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()
