@@ -157,6 +157,18 @@ def test_any_number_of_image_channels(channels: int) -> None:
     torch.testing.assert_close(ours, dense_crf(scores.double(), image, backend="reference"))
 
 
+def test_inference_before_training() -> None:
+    """The spatial kernel is kept from call to call: one made under inference_mode must not spoil a training."""
+    scores, image = scene(11, 9, 3)
+    with torch.inference_mode():
+        dense_crf(scores, image)
+    work = scores.clone().requires_grad_()
+    dense_crf(work, image)[:, 0].mean().backward()
+    expected = scores.clone().requires_grad_()
+    dense_crf(expected, image, pos_xy_std=torch.tensor(3.0, requires_grad=True))[:, 0].mean().backward()
+    torch.testing.assert_close(work.grad, expected.grad)
+
+
 def test_compatibility_of_another_precision() -> None:
     scores, image = scene(8, 9, 3)
     matrix = torch.rand(2, 3, 3)

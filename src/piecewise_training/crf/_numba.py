@@ -45,6 +45,9 @@ def splat_blur_slice(
 
     def task(index: tuple[int, int]) -> None:
         image, first = index
+        if first == channels - 1:
+            _numba_filter.filter_one(*tables[image], source[image, first], transpose, target[image, first])
+            return
         block = slice(first, first + _BLOCK)
         lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
         _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
@@ -91,19 +94,20 @@ def mean_field(
     """Mean field without gradients, in single precision; see `_reference.mean_field`."""
     tables = [_arrays(lattices) for lattices in terms]
     weights = [_array(mixture) for mixture in mixtures]
-    images = list(enumerate(_array(logits)))
+    out = torch.empty(logits.shape)
+    scores, target = _array(logits), out.numpy()
 
-    def infer(image: tuple[int, np.ndarray], run: _numba_meanfield.Run) -> np.ndarray:
-        index, scores = image
-        own = [lattices[index if len(lattices) > 1 else 0] for lattices in tables]
-        return _numba_meanfield.mean_field(own, weights, scores, iterations, grid, run)
+    def infer(image: int, run: _numba_meanfield.Run) -> None:
+        own = [lattices[image if len(lattices) > 1 else 0] for lattices in tables]
+        _numba_meanfield.mean_field(own, weights, scores[image], iterations, grid, target[image], run)
 
     with _team() as run:
-        if len(images) >= torch.get_num_threads():  # whole images side by side
-            inferred = run(lambda image: infer(image, _one_by_one), images)
+        if len(scores) >= torch.get_num_threads():  # whole images side by side
+            run(lambda image: infer(image, _one_by_one), range(len(scores)))
         else:
-            inferred = [infer(image, run) for image in images]
-    return torch.from_numpy(np.stack(inferred))
+            for image in range(len(scores)):
+                infer(image, run)
+    return out
 
 
 def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -146,8 +150,10 @@ def _build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
         count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, records, table)
         vertices = np.empty((count, d + 1), np.int32)
         coordinates = np.empty((vertices.size, d), np.int32)
-        table = _empty_table(vertices.size)
-        size = _numba_build.number_vertices(records[:count], vertices, coordinates, table)
+        size, table = -1, _empty_table(count // 2 + d + 1)  # images share vertices; where they do not, there is no room
+        while size < 0:
+            size = _numba_build.number_vertices(records[:count], vertices, coordinates, table)
+            table = _empty_table(4 * len(table))
         return vertices, coordinates[:size].copy()
 
     parts = list(itertools.pairwise(cuts))
@@ -174,5 +180,5 @@ def _scales(d: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _empty_table(entries: int) -> np.ndarray:
-    """An open-addressed hash table at most half full; -1 is empty."""
-    return np.full(1 << (2 * entries).bit_length(), -1, np.int32)
+    """An open-addressed hash table with room for more entries than these; -1 is empty."""
+    return np.full(2 << entries.bit_length(), -1, np.int32)

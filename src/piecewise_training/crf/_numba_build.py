@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from piecewise_training.crf._simd import kernel, less, load16, maximum, minimum, nearest, spread16, store
+from piecewise_training.crf._compile import kernel
+from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store
 
 
 @kernel
@@ -148,7 +149,11 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
 
 @kernel
 def number_vertices(records, vertices, coordinates, table):  # type: ignore[no-untyped-def]
-    """Fills in each simplex's vertices and each distinct vertex's coordinates; returns their number."""
+    """Fills in each simplex's vertices and each distinct vertex's coordinates.
+
+    Returns:
+        the number of distinct vertices, or -1 where they would fill more than half of the table.
+    """
     d = coordinates.shape[1]
     size = d + 1
     vertex = np.empty(d, np.int32)
@@ -161,6 +166,8 @@ def number_vertices(records, vertices, coordinates, table):  # type: ignore[no-u
             index = _number(vertex, coordinates, table, count)
             count = max(count, index + 1)
             vertices[simplex, k] = index
+        if 2 * count > len(table) - 2 * size:
+            return -1
     return count
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from piecewise_training.crf._simd import kernel, load8, spread8, store, total
+from piecewise_training.crf._compile import kernel
+from piecewise_training.crf._simd import load8, spread8, store, total
 
 BLOCK = 8  # channels that a register holds
 
@@ -34,6 +35,31 @@ def splat_blur(simplices, vertices, weights, neighbours, values, transpose):  # 
             store(blurred, v * BLOCK, load8(lattice, v * BLOCK) + sides * half)
         lattice, blurred = blurred, lattice
     return lattice
+
+
+@kernel
+def filter_one(simplices, vertices, weights, neighbours, values, transpose, out):  # type: ignore[no-untyped-def]
+    """Filters a single channel, as normalisation does."""
+    axes, _, size = neighbours.shape
+    lattice = np.zeros(size + 1, values.dtype)
+    blurred = np.zeros(size + 1, values.dtype)
+    for p in range(len(values)):
+        simplex = simplices[p]
+        for k in range(axes):
+            lattice[vertices[simplex, k]] += weights[p, k] * values[p]
+    half = values.dtype.type(0.5)
+    for step in range(axes):
+        axis = axes - 1 - step if transpose else step
+        for v in range(size):
+            blurred[v] = lattice[v] + half * (lattice[neighbours[axis, 0, v]] + lattice[neighbours[axis, 1, v]])
+        lattice, blurred = blurred, lattice
+    scale = values.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
+    for p in range(len(values)):
+        simplex = simplices[p]
+        received = values.dtype.type(0)
+        for k in range(axes):
+            received += weights[p, k] * lattice[vertices[simplex, k]]
+        out[p] = scale * received
 
 
 @kernel

@@ -29,7 +29,8 @@ class _Layout:
     """Where everything lies.
 
     Attributes:
-        order: the pixel at each position.
+        positions: the position of each pixel.
+        tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
         bounds: the positions at which parts begin, and the end.
         rows: the parts' copies of the vertices around the pixel at each position (N, V), those of all terms.
         shares: its weight at each of them.
@@ -37,7 +38,8 @@ class _Layout:
         ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
     """
 
-    order: np.ndarray
+    positions: np.ndarray
+    tiles: list[np.ndarray]
     bounds: np.ndarray
     rows: np.ndarray
     shares: np.ndarray
@@ -51,9 +53,10 @@ def mean_field(
     logits: np.ndarray,
     iterations: int,
     grid: tuple[int, int],
+    out: np.ndarray,
     run: Run,
-) -> np.ndarray:
-    """Log-marginals (K, N) of one image; see `_reference.mean_field`.
+) -> None:
+    """Fills in the log-marginals of one image; see `_reference.mean_field`.
 
     Args:
         terms: the lattice of each term, float32.
@@ -61,6 +64,7 @@ def mean_field(
         logits: (K, N) float32.
         iterations: updates.
         grid: rows and columns of the pixels.
+        out: (K, N) float32.
         run: calls a function for each of some items, on threads.
     """
     classes, pixels = logits.shape
@@ -72,10 +76,10 @@ def mean_field(
     unary = _aligned(pixels * channels)
     sweep = kernels.sweep_kernel(layout.rows.shape[1])
     parts = range(len(layout.bounds) - 1)
-    positions = list(itertools.pairwise(layout.bounds.tolist()))
+    spans = list(itertools.pairwise(layout.bounds.tolist()))
 
     def begin(part: int) -> None:
-        kernels.permute_in(logits, layout.order, *positions[part], channels, unary)
+        kernels.permute_in(logits, layout.tiles[part], grid[1], layout.positions, channels, unary)
         for ranges in layout.ranges:
             first, last = ranges[part] * channels
             messages[first:last] = 0
@@ -86,7 +90,7 @@ def mean_field(
             for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
                 kernels.fetch(layout.owners, *ranges[part], lattice, weight, channels, messages, marginals)
         final = iteration == iterations
-        sweep(*positions[part], channels, unary, layout.rows, layout.shares, messages, marginals, final)
+        sweep(*spans[part], channels, unary, layout.rows, layout.shares, messages, marginals, final)
 
     def blur(index: tuple[int, int]) -> None:
         term, block = index
@@ -100,19 +104,18 @@ def mean_field(
         run(lambda part: update(part, iteration), parts)  # noqa: B023
         if iteration < iterations:
             run(blur, blocks)
-    out = np.empty_like(logits)
-    run(lambda part: kernels.permute_out(unary, layout.order, *positions[part], channels, out), parts)
-    return out
+    run(lambda part: kernels.permute_out(unary, layout.tiles[part], grid[1], layout.positions, channels, out), parts)
 
 
 def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layout:
     height, width = grid
     pixels = height * width
-    order = np.empty(pixels, np.int32)
-    starts = np.empty(-(-height // kernels.TILE) * -(-width // kernels.TILE) + 1, np.int64)
-    kernels.tile_order(height, width, order, starts)
+    order, positions = np.empty(pixels, np.int32), np.empty(pixels, np.int32)
+    tiles = np.empty((-(-height // kernels.TILE) * -(-width // kernels.TILE), 4), np.int64)
+    starts = np.empty(len(tiles) + 1, np.int64)
+    kernels.list_tiles(height, width, tiles, starts)
     count = max(1, min(_MOST_PARTS, pixels // _PIXELS_A_PART))
-    tiles = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
+    cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
     axes = [vertices.shape[1] for _, vertices, _, _ in terms]
     rows = np.empty((pixels, sum(axes)), np.int32)
     shares = np.empty((pixels, sum(axes)), np.float32)
@@ -121,7 +124,7 @@ def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layou
     def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray]:
         """Fills in the rows of a part; gives where each term's copies begin, and the vertices behind all of them."""
         first, last = starts[list(part)]
-        kernels.sort_tiles(starts, *part, finest, order)
+        kernels.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, finest, order, positions)
         most = min(int(last - first) * sum(axes), sum(neighbours.shape[2] for *_, neighbours in terms))
         owners, counts, column = np.empty(most, np.int32), [0], 0
         for simplices, vertices, weights, neighbours in terms:
@@ -130,7 +133,7 @@ def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layou
             column += vertices.shape[1]
         return counts, owners[: counts[-1]].copy()
 
-    parts = list(itertools.pairwise(tiles.tolist()))
+    parts = list(itertools.pairwise(cuts.tolist()))
     entered = run(enter, parts)
     offsets = np.cumsum([0] + [len(owners) for _, owners in entered])
     counts = np.array([counts for counts, _ in entered]) + offsets[:-1, None]
@@ -141,7 +144,8 @@ def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layou
     run(shift, range(1, len(parts)))
     ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
     owners = np.concatenate([owners for _, owners in entered])
-    return _Layout(order, starts[tiles], rows, shares, owners, ranges)
+    dealt = [tiles[slice(*part)] for part in parts]
+    return _Layout(positions, dealt, starts[cuts], rows, shares, owners, ranges)
 
 
 def _padded(mixture: np.ndarray, classes: int, channels: int, axes: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._simd import (
     halves_added,
     halves_highest,
     highest,
-    kernel,
     load8,
     load16,
     maximum,
@@ -25,6 +25,7 @@ from piecewise_training.crf._simd import (
     store,
     times_power_of_two,
     total,
+    transpose8,
 )
 
 TILE = 64
@@ -32,48 +33,48 @@ _f32 = np.float32
 
 
 @kernel
-def tile_order(height, width, order, starts):  # type: ignore[no-untyped-def]
-    """The pixels by tiles: fills in the pixel at each position, and each tile's first position."""
-    position = tile = 0
+def list_tiles(height, width, tiles, starts):  # type: ignore[no-untyped-def]
+    """Fills in each tile's top, bottom, left and right, and the position of its first pixel; the end comes last."""
+    count = position = 0
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
-            starts[tile] = position
-            tile += 1
-            for y in range(top, min(top + TILE, height)):
-                for x in range(left, min(left + TILE, width)):
-                    order[position] = y * width + x
-                    position += 1
-    starts[tile] = position
+            bottom, right = min(top + TILE, height), min(left + TILE, width)
+            tiles[count] = top, bottom, left, right
+            starts[count] = position
+            position += (bottom - top) * (right - left)
+            count += 1
+    starts[count] = position
 
 
 @kernel
-def sort_tiles(starts, first, last, simplices, order):  # type: ignore[no-untyped-def]
-    """Sorts the pixels of each tile by their simplex, those of a simplex in their old order."""
+def sort_tiles(tiles, starts, width, simplices, order, positions):  # type: ignore[no-untyped-def]
+    """Sorts the pixels of each tile by their simplex: fills in the pixel at each position and each pixel's position."""
     seen = np.full(simplices.max() + 1, -1, np.int32)
-    pixels = np.empty(TILE * TILE, np.int32)
     found = np.empty(TILE * TILE, np.int32)
-    places = np.empty(TILE * TILE + 1, np.int32)
-    for tile in range(first, last):
-        start, stop = starts[tile], starts[tile + 1]
+    places = np.empty(TILE * TILE, np.int32)
+    for tile in range(len(tiles)):
+        top, bottom, left, right = tiles[tile]
         kinds = 0
-        for p in range(start, stop):
-            pixels[p - start] = order[p]
-            simplex = simplices[order[p]]
-            if seen[simplex] < 0:
-                seen[simplex] = kinds
-                found[kinds] = simplex
-                places[kinds] = 0
-                kinds += 1
-            places[seen[simplex]] += 1
-        place = start
+        for y in range(top, bottom):
+            for pixel in range(y * width + left, y * width + right):
+                simplex = simplices[pixel]
+                if seen[simplex] < 0:
+                    seen[simplex] = kinds
+                    found[kinds] = simplex
+                    places[kinds] = 0
+                    kinds += 1
+                places[seen[simplex]] += 1
+        place = starts[tile]
         for kind in range(kinds):
             size = places[kind]
             places[kind] = place
             place += size
-        for p in range(stop - start):
-            kind = seen[simplices[pixels[p]]]
-            order[places[kind]] = pixels[p]
-            places[kind] += 1
+        for y in range(top, bottom):
+            for pixel in range(y * width + left, y * width + right):
+                kind = seen[simplices[pixel]]
+                order[places[kind]] = pixel
+                positions[pixel] = places[kind]
+                places[kind] += 1
         for kind in range(kinds):
             seen[found[kind]] = -1
 
@@ -85,46 +86,91 @@ def enter(order, first, last, simplices, vertices, weights, size, column, rows, 
     Fills in the copies around its pixels, and their weights, from a column on, and the vertex behind each copy; returns
     the new count.
     """
+    axes = vertices.shape[1]
     own = np.full(size, -1, np.int32)
+    latest = -1
     for p in range(first, last):
         pixel = order[p]
         simplex = simplices[pixel]
-        for k in range(vertices.shape[1]):
-            vertex = vertices[simplex, k]
-            if own[vertex] < 0:
-                own[vertex] = count
-                owners[count] = vertex
-                count += 1
-            rows[p, column + k] = own[vertex]
+        if simplex == latest:
+            for k in range(axes):
+                rows[p, column + k] = rows[p - 1, column + k]
+        else:
+            latest = simplex
+            for k in range(axes):
+                vertex = vertices[simplex, k]
+                if own[vertex] < 0:
+                    own[vertex] = count
+                    owners[count] = vertex
+                    count += 1
+                rows[p, column + k] = own[vertex]
+        for k in range(axes):
             shares[p, column + k] = weights[pixel, k]
     return count
 
 
 @kernel
-def permute_in(scores, order, first, last, channels, unary):  # type: ignore[no-untyped-def]
-    """Scores (K, N), in bits, as rows of pixels in order, padded by impossible classes."""
+def permute_in(scores, tiles, width, positions, channels, unary):  # type: ignore[no-untyped-def]
+    """Scores (K, N), in bits, as rows of pixels at their positions, padded by impossible classes.
+
+    A tile is (top, bottom, left, right). Eight pixels by eight channels are turned around in registers at a time.
+    """
     bits = _f32(1.4426950408889634)
     classes = len(scores)
-    for start in range(first, last, 16):
-        stop = min(start + 16, last)
-        for c in range(classes):
-            plane = scores[c]
-            for p in range(start, stop):
-                unary[p * channels + c] = plane[order[p]] * bits
-        for p in range(start, stop):
-            for c in range(classes, channels):
-                unary[p * channels + c] = _f32(-1e30)
+    planes = scores.reshape(scores.size)
+    pixels = scores.shape[1]
+    impossible = spread8(_f32(-1e30))
+    for top, bottom, left, right in tiles:
+        for y in range(top, bottom):
+            for block in range(y * width + left, y * width + right, 8):
+                lanes = min(8, y * width + right - block)
+                for c in range(0, channels, 8):
+                    if lanes == 8 and c + 8 <= classes:
+                        p = c * pixels + block
+                        a, b = load8(planes, p), load8(planes, p + pixels)
+                        p += 2 * pixels
+                        d, e = load8(planes, p), load8(planes, p + pixels)
+                        p += 2 * pixels
+                        f, g = load8(planes, p), load8(planes, p + pixels)
+                        p += 2 * pixels
+                        h, i = load8(planes, p), load8(planes, p + pixels)
+                        rows = transpose8(a, b, d, e, f, g, h, i)
+                        for lane in range(8):
+                            store(unary, positions[block + lane] * channels + c, rows[lane] * bits)
+                        continue
+                    for lane in range(lanes):
+                        own = positions[block + lane] * channels
+                        store(unary, own + c, impossible)
+                        for k in range(c, min(c + 8, classes)):
+                            unary[own + k] = scores[k, block + lane] * bits
 
 
 @kernel
-def permute_out(rows, order, first, last, channels, scores):  # type: ignore[no-untyped-def]
-    """Rows of pixels in order as (K, N)."""
-    for start in range(first, last, 16):
-        stop = min(start + 16, last)
-        for c in range(len(scores)):
-            plane = scores[c]
-            for p in range(start, stop):
-                plane[order[p]] = rows[p * channels + c]
+def permute_out(rows, tiles, width, positions, channels, scores):  # type: ignore[no-untyped-def]
+    """Rows of pixels at their positions as (K, N), tile by tile."""
+    classes = len(scores)
+    planes = scores.reshape(scores.size)
+    pixels = scores.shape[1]
+    at = np.empty(8, np.int64)
+    for top, bottom, left, right in tiles:
+        for y in range(top, bottom):
+            for block in range(y * width + left, y * width + right, 8):
+                lanes = min(8, y * width + right - block)
+                for lane in range(lanes):
+                    at[lane] = positions[block + lane] * channels
+                for c in range(0, classes, 8):
+                    if lanes == 8 and c + 8 <= classes:
+                        a, b = load8(rows, at[0] + c), load8(rows, at[1] + c)
+                        d, e = load8(rows, at[2] + c), load8(rows, at[3] + c)
+                        f, g = load8(rows, at[4] + c), load8(rows, at[5] + c)
+                        h, i = load8(rows, at[6] + c), load8(rows, at[7] + c)
+                        columns = transpose8(a, b, d, e, f, g, h, i)
+                        for k in range(8):
+                            store(planes, (c + k) * pixels + block, columns[k])
+                        continue
+                    for k in range(c, min(c + 8, classes)):
+                        for lane in range(lanes):
+                            scores[k, block + lane] = rows[at[lane] + k]
 
 
 @kernel

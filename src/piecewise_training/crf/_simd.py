@@ -11,13 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models, register_default
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin
-
-kernel = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
 
 _CONTRACT = ("contract",)
 _INT = ir.IntType(32)
@@ -41,7 +39,7 @@ class _VectorModel(models.PrimitiveModel):
 
 def _spread(builder: Any, vector: ir.VectorType, value: Any) -> Any:
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _INT(0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, vector.count), [0] * vector.count))
+    return _shuffle(builder, one, one, [0] * vector.count)
 
 
 def _typed(kinds: Any) -> Any:
@@ -211,10 +209,31 @@ def halves_highest(_: Any, a: Any) -> Any:
 
 
 def _halves(builder: Any, vector: Vector, value: Any) -> tuple[Any, Any]:
-    half = vector.lanes // 2
-    mask = ir.VectorType(_INT, half)
-    low, high = (ir.Constant(mask, list(range(first, first + half))) for first in (0, half))
-    return builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high)
+    lanes = list(range(vector.lanes))
+    middle = vector.lanes // 2
+    return _shuffle(builder, value, value, lanes[:middle]), _shuffle(builder, value, value, lanes[middle:])
+
+
+@intrinsic
+def transpose8(_: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Eight registers of eight lanes as the rows of a matrix, and the rows of its transpose as a tuple."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        rows = list(args)
+        for size in (4, 2, 1):  # exchanges the two blocks of this size off the diagonal, in every block of twice it
+            first = [lane if lane & size == 0 else 8 + lane - size for lane in range(8)]
+            second = [lane + size if lane & size == 0 else 8 + lane for lane in range(8)]
+            for i in (i for i in range(8) if i & size == 0):
+                pair = rows[i], rows[i + size]
+                rows[i], rows[i + size] = _shuffle(builder, *pair, first), _shuffle(builder, *pair, second)
+        return context.make_tuple(builder, sig.return_type, rows)
+
+    return signature(types.UniTuple(a, 8), *[a] * 8), lower
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    """The lanes of two registers, counted one after the other, that are named."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(lanes)), lanes))
 
 
 def _llvm(builder: Any, name: str, vector: Vector, result: ir.Type, arguments: list[ir.Type]) -> Any:

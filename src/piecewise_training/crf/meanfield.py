@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -146,7 +147,10 @@ def dense_crf(
         )
     work = scores if scores.dtype == torch.float64 else scores.float()
     position, colour = pixel_positions(height, width, work), image.to(work.dtype).flatten(2)
-    spatial = NormalisedKernel(position, _stack([pos_xy_std] * 2, work), backend)
+    if isinstance(pos_xy_std, Tensor) and pos_xy_std.requires_grad and torch.is_grad_enabled():
+        spatial = NormalisedKernel(position, _stack([pos_xy_std] * 2, work), backend)
+    else:
+        spatial = _fixed_spatial_kernel(height, width, float(pos_xy_std), work.dtype, work.device, backend)
     bilateral = NormalisedKernel(
         torch.cat([position.expand(batch, -1, -1), colour], 1),
         _stack([bilateral_xy_std] * 2 + [bilateral_rgb_std] * colour.shape[1], work),
@@ -157,6 +161,16 @@ def dense_crf(
     with torch.autocast(scores.device.type, enabled=False):  # messages need single precision
         log_q = mean_field(work.flatten(2), terms, iterations, (height, width))
     return log_q.reshape(scores.shape).to(scores.dtype)
+
+
+@lru_cache(maxsize=2)
+def _fixed_spatial_kernel(
+    height: int, width: int, std: float, dtype: torch.dtype, device: torch.device, backend: Backend
+) -> NormalisedKernel:
+    """The spatial kernel of a size of image, which is the same for all of them."""
+    with torch.inference_mode(False), torch.no_grad():  # it may be called under inference_mode, and serve in training
+        like = torch.empty(0, dtype=dtype, device=device)
+        return NormalisedKernel(pixel_positions(height, width, like), like.new_full((2,), std), backend)
 
 
 def pixel_positions(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 n"]:
