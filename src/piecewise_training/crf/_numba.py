@@ -21,6 +21,7 @@ from torch import Tensor
 
 from piecewise_training.crf import _numba_build, _numba_filter, _numba_meanfield
 from piecewise_training.crf._reference import Tables
+from piecewise_training.crf._workspace import workspace
 
 _BLOCK = _numba_filter.BLOCK
 _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
@@ -99,7 +100,8 @@ def mean_field(
 
     def infer(image: int, run: _numba_meanfield.Run) -> None:
         own = [lattices[image if len(lattices) > 1 else 0] for lattices in tables]
-        _numba_meanfield.mean_field(own, weights, scores[image], iterations, grid, target[image], run)
+        with workspace() as space:
+            _numba_meanfield.mean_field(own, weights, scores[image], iterations, grid, target[image], space, run)
 
     with _team() as run:
         if len(scores) >= torch.get_num_threads():  # whole images side by side
@@ -118,14 +120,23 @@ def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 def _team() -> Iterator[_numba_meanfield.Run]:
     """What runs a task for each of some items on torch's number of threads.
 
-    The threads end with the context: kept, they would survive neither a fork nor the interpreter's end.
+    Items are dealt out in turns, and the caller works too: to wake a thread takes as long as a small task. The threads
+    end with the context: kept, they would survive neither a fork nor the interpreter's end.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         yield _one_by_one
         return
-    with ThreadPoolExecutor(threads) as pool:
-        yield lambda task, items: list(pool.map(task, items))
+    with ThreadPoolExecutor(threads - 1) as pool:
+
+        def run(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+            work = list(items)
+            hands = [work[first::threads] for first in range(min(threads, len(work)))]
+            others = [pool.submit(_one_by_one, task, hand) for hand in hands[1:]]
+            done = [_one_by_one(task, hand) for hand in hands[:1]] + [other.result() for other in others]
+            return [done[i % threads][i // threads] for i in range(len(work))]
+
+        yield run
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -140,43 +151,51 @@ def _build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
     d, n = points.shape
     simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)
+    multipliers = _multipliers(d)
     cuts = np.linspace(0, n, max(1, n // _POINTS_A_PART) + 1, dtype=int).tolist()
 
-    def place(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Places the points of one part; gives its simplices' vertices and the coordinates of those."""
+    def place(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places the points of one part; gives its simplices' vertices and the coordinates and keys of those."""
         first, last = part
         records = np.empty((last - first, 2 * d), points.dtype)
         table = _empty_table(last - first)
         count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, records, table)
         vertices = np.empty((count, d + 1), np.int32)
         coordinates = np.empty((vertices.size, d), np.int32)
+        keys = np.empty(vertices.size, np.uint64)
         size, table = -1, _empty_table(count // 2 + d + 1)  # images share vertices; where they do not, there is no room
         while size < 0:
-            size = _numba_build.number_vertices(records[:count], vertices, coordinates, table)
+            size = _numba_build.number_vertices(records[:count], multipliers, vertices, coordinates, keys, table)
             table = _empty_table(4 * len(table))
-        return vertices, coordinates[:size].copy()
+        return vertices, coordinates[:size].copy(), keys[:size].copy()
 
     parts = list(itertools.pairwise(cuts))
     placed = run(place, parts)
 
     count, simplex, vertices = 0, 0, []
-    coordinates = np.empty((sum(len(own) for _, own in placed), d), np.int32)
-    table = _empty_table(len(coordinates))
-    for (first, last), (corners, own) in zip(parts, placed, strict=True):
+    coordinates = np.empty((sum(len(own) for _, own, _ in placed), d), np.int32)
+    keys, table = np.empty(len(coordinates), np.uint64), _empty_table(len(coordinates))
+    for (first, last), (corners, own, own_keys) in zip(parts, placed, strict=True):
         numbers = np.empty(len(own), np.int32)
-        count = _numba_build.merge(own, numbers, coordinates, table, count)
+        count = _numba_build.merge(own, own_keys, numbers, coordinates, keys, table, count)
         vertices.append(numbers[corners])
         simplices[first:last] += simplex
         simplex += len(corners)
 
     neighbours = np.full((d + 1, 2, count), count, np.int32)
-    run(lambda axis: _numba_build.link(coordinates[:count], table, axis, neighbours[axis]), range(d + 1))
+    found = coordinates[:count], multipliers, keys, table
+    run(lambda axis: _numba_build.link(*found, axis, neighbours[axis]), range(d + 1))
     arrays = simplices, np.concatenate(vertices), weights, neighbours
     return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
 def _scales(d: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.array([math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)], dtype)
+
+
+def _multipliers(d: int) -> np.ndarray:
+    """Odd numbers of 64 bits for the keys of vertices, always the same."""
+    return np.random.default_rng(0).integers(0, 1 << 63, d, np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def _empty_table(entries: int) -> np.ndarray:

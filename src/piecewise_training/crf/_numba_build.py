@@ -11,46 +11,18 @@ import numpy as np
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store
 
+_at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
+
 
 @kernel
 def _is_recorded(records, simplex, origin, rank, lane, d):  # type: ignore[no-untyped-def]
+    start = simplex * 2 * d
     for i in range(d):
-        if records[simplex, i] != origin[16 * i + lane] or records[simplex, d + i] != rank[16 * i + lane]:
+        place = 16 * i + lane
+        same = records[_at(start + i)] == origin[_at(place)] and records[_at(start + d + i)] == rank[_at(place)]
+        if not same:
             return False
     return True
-
-
-@kernel
-def _find(vertex, coordinates, table):  # type: ignore[no-untyped-def]
-    """The slot of a vertex in the open-addressed table, or the empty slot where it belongs."""
-    d = coordinates.shape[1]
-    mask = np.uint64(len(table) - 1)
-    h = np.uint64(0)
-    for i in range(d):
-        h = (h ^ np.uint64(vertex[i])) * np.uint64(0x9E3779B97F4A7C15)
-        h ^= h >> np.uint64(29)
-    slot = h & mask
-    while True:
-        index = table[slot]
-        if index < 0:
-            return slot
-        same = True
-        for i in range(d):
-            same = same and coordinates[index, i] == vertex[i]
-        if same:
-            return slot
-        slot = (slot + np.uint64(1)) & mask
-
-
-@kernel
-def _number(vertex, coordinates, table, count):  # type: ignore[no-untyped-def]
-    """The number of a vertex; `count`, which it then has, if it is new."""
-    slot = _find(vertex, coordinates, table)
-    if table[slot] < 0:
-        table[slot] = count
-        for i in range(len(vertex)):
-            coordinates[count, i] = vertex[i]
-    return table[slot]
 
 
 @kernel
@@ -68,6 +40,7 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
     number = points.dtype.type
     flat = points.reshape(d * n)
     flat_weights = weights.reshape(n * size)
+    flat_records = records.reshape(records.size)
     feature = np.zeros(16 * d, points.dtype)
     offset = np.empty(16 * size, points.dtype)
     origin = np.empty(16 * size, points.dtype)
@@ -81,7 +54,7 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
         lanes = min(16, last - block)
         for j in range(d):
             for lane in range(lanes):
-                feature[16 * j + lane] = flat[n * j + block + lane]
+                feature[_at(16 * j + lane)] = flat[_at(n * j + block + lane)]
 
         # The elevated position: the point in the hyperplane of zero sum in d + 1 dimensions.
         above = zero
@@ -126,71 +99,119 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
                 store(offset, 16 * i, maximum(a, b))
                 store(offset, 16 * i + 16, minimum(a, b))
         for lane in range(lanes):
-            at = (block + lane) * size
-            flat_weights[at] = number(1) + offset[16 * d + lane] - offset[lane]
+            start = (block + lane) * size
+            flat_weights[_at(start)] = number(1) + offset[_at(16 * d + lane)] - offset[_at(lane)]
             for k in range(1, size):
-                flat_weights[at + k] = offset[16 * (d - k) + lane] - offset[16 * (d - k + 1) + lane]
+                higher = 16 * (d - k) + lane
+                flat_weights[_at(start + k)] = offset[_at(higher)] - offset[_at(higher + 16)]
 
         for lane in range(lanes):
-            if latest < 0 or not _is_recorded(records, latest, origin, rank, lane, d):  # neighbours mostly share one
-                slot = np.int64(hashes[lane] * number(977)) * 0x9E3779B1 >> 12 & mask
-                while table[slot] >= 0 and not _is_recorded(records, table[slot], origin, rank, lane, d):
+            if latest < 0 or not _is_recorded(
+                flat_records, latest, origin, rank, lane, d
+            ):  # neighbours mostly share one
+                slot = np.int64(hashes[_at(lane)] * number(977)) * 0x9E3779B1 >> 12 & mask
+                while table[_at(slot)] >= 0 and not _is_recorded(flat_records, table[_at(slot)], origin, rank, lane, d):
                     slot = slot + 1 & mask
-                if table[slot] < 0:
-                    table[slot] = count
+                if table[_at(slot)] < 0:
+                    table[_at(slot)] = count
                     for i in range(d):
-                        records[count, i] = origin[16 * i + lane]
-                        records[count, d + i] = rank[16 * i + lane]
+                        flat_records[_at(count * 2 * d + i)] = origin[_at(16 * i + lane)]
+                        flat_records[_at(count * 2 * d + d + i)] = rank[_at(16 * i + lane)]
                     count += 1
-                latest = table[slot]
-            simplices[block + lane] = latest
+                latest = np.int64(table[_at(slot)])
+            simplices[_at(block + lane)] = latest
     return count
 
 
 @kernel
-def number_vertices(records, vertices, coordinates, table):  # type: ignore[no-untyped-def]
-    """Fills in each simplex's vertices and each distinct vertex's coordinates.
+def _find(key, vertex, vertices, keys, table):  # type: ignore[no-untyped-def]
+    """The slot of a vertex in the open-addressed table, or the empty slot where it belongs.
+
+    Vertices are flat arrays of d coordinates each; a key is their sum with odd multipliers, and tells most of them
+    apart without a look at the coordinates.
+    """
+    d = len(vertex)
+    mask = _at(len(table) - 1)
+    slot = ((key * _at(0x9E3779B97F4A7C15)) >> _at(32)) & mask
+    while True:
+        index = table[slot]
+        if index < 0:
+            return slot
+        if keys[_at(index)] == key:
+            same = True
+            for i in range(d):
+                same = same and vertices[_at(index * d + i)] == vertex[_at(i)]
+            if same:
+                return slot
+        slot = (slot + _at(1)) & mask
+
+
+@kernel
+def number_vertices(records, multipliers, vertices, coordinates, keys, table):  # type: ignore[no-untyped-def]
+    """Fills in each simplex's vertices, and each distinct vertex's coordinates and key.
 
     Returns:
         the number of distinct vertices, or -1 where they would fill more than half of the table.
     """
     d = coordinates.shape[1]
     size = d + 1
+    flat, flat_records = coordinates.reshape(coordinates.size), records.reshape(records.size)
     vertex = np.empty(d, np.int32)
     count = 0
     for simplex in range(len(records)):
+        start = simplex * 2 * d
         for k in range(size):
+            key = _at(0)
             for i in range(d):
-                rank = records[simplex, d + i]
-                vertex[i] = np.int32(records[simplex, i]) * size + (k if rank <= d - k else k - size)
-            index = _number(vertex, coordinates, table, count)
-            count = max(count, index + 1)
-            vertices[simplex, k] = index
+                step = k if flat_records[_at(start + d + i)] <= d - k else k - size
+                coordinate = np.int64(flat_records[_at(start + i)]) * size + step
+                key += _at(coordinate) * multipliers[_at(i)]
+                vertex[_at(i)] = coordinate
+            slot = _find(key, vertex, flat, keys, table)
+            if table[slot] < 0:
+                table[slot] = count
+                keys[_at(count)] = key
+                for i in range(d):
+                    flat[_at(count * d + i)] = vertex[_at(i)]
+                count += 1
+            vertices[simplex, k] = table[slot]
         if 2 * count > len(table) - 2 * size:
             return -1
     return count
 
 
 @kernel
-def merge(part, numbers, coordinates, table, count):  # type: ignore[no-untyped-def]
+def merge(part, part_keys, numbers, coordinates, keys, table, count):  # type: ignore[no-untyped-def]
     """Adds one part's vertices to all parts', and fills in their numbers there; returns the new count."""
+    d = coordinates.shape[1]
+    flat = coordinates.reshape(coordinates.size)
     for v in range(len(part)):
-        numbers[v] = _number(part[v], coordinates, table, count)
-        count = max(count, numbers[v] + 1)
+        slot = _find(part_keys[v], part[v], flat, keys, table)
+        if table[slot] < 0:
+            table[slot] = count
+            keys[_at(count)] = part_keys[v]
+            for i in range(d):
+                flat[_at(count * d + i)] = part[v, i]
+            count += 1
+        numbers[v] = table[slot]
     return count
 
 
 @kernel
-def link(coordinates, table, axis, neighbours):  # type: ignore[no-untyped-def]
+def link(coordinates, multipliers, keys, table, axis, neighbours):  # type: ignore[no-untyped-def]
     """Fills in the vertices before and after each vertex along one axis."""
     m, d = coordinates.shape
+    flat = coordinates.reshape(m * d)
     vertex = np.empty(d, np.int32)
+    away = multipliers.sum()
+    if axis < d:
+        away -= multipliers[axis] * _at(d + 1)
     for v in range(m):
         for i in range(d):
-            vertex[i] = coordinates[v, i] + 1
+            vertex[_at(i)] = flat[_at(v * d + i)] + 1
         if axis < d:
             vertex[axis] -= d + 1
-        after = table[_find(vertex, coordinates, table)]
+        after = table[_find(keys[_at(v)] + away, vertex, flat, keys, table)]
         if after >= 0:
             neighbours[1, v] = after
             neighbours[0, after] = v

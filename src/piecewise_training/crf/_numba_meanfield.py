@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
+from piecewise_training.crf._workspace import Workspace
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference.Tables`
@@ -54,6 +55,7 @@ def mean_field(
     iterations: int,
     grid: tuple[int, int],
     out: np.ndarray,
+    space: Workspace,
     run: Run,
 ) -> None:
     """Fills in the log-marginals of one image; see `_reference.mean_field`.
@@ -65,21 +67,23 @@ def mean_field(
         iterations: updates.
         grid: rows and columns of the pixels.
         out: (K, N) float32.
+        space: memory.
         run: calls a function for each of some items, on threads.
     """
     classes, pixels = logits.shape
+    scores = logits.reshape(-1)
     channels = -(-classes // 8) * 8
-    layout = _lay_out(terms, grid, run)
+    layout = _lay_out(terms, grid, space, run)
     weights = [_padded(m, classes, channels, t[1].shape[1]) for m, t in zip(mixtures, terms, strict=True)]
-    messages, marginals = _aligned(len(layout.owners) * channels), _aligned(len(layout.owners) * channels)
-    lattices = [_aligned(channels * (t[3].shape[2] + 1)).reshape(channels // 8, -1, 8) for t in terms]
-    unary = _aligned(pixels * channels)
+    messages, marginals = (space.empty(len(layout.owners) * channels) for _ in range(2))
+    lattices = [space.empty((channels // 8, neighbours.shape[2] + 1, 8)) for *_, neighbours in terms]
+    unary = space.empty(pixels * channels)
     sweep = kernels.sweep_kernel(layout.rows.shape[1])
     parts = range(len(layout.bounds) - 1)
     spans = list(itertools.pairwise(layout.bounds.tolist()))
 
     def begin(part: int) -> None:
-        kernels.permute_in(logits, layout.tiles[part], grid[1], layout.positions, channels, unary)
+        kernels.permute_in(scores, classes, layout.tiles[part], grid[1], layout.positions, channels, unary)
         for ranges in layout.ranges:
             first, last = ranges[part] * channels
             messages[first:last] = 0
@@ -96,7 +100,7 @@ def mean_field(
         term, block = index
         lattice, neighbours = lattices[term][block].reshape(-1), terms[term][3]
         sent = layout.owners, layout.ranges[term], marginals[8 * block :], channels
-        kernels.blur(*sent, neighbours, lattice, _aligned(lattice.size))
+        kernels.blur(*sent, neighbours, lattice, np.empty_like(lattice))
 
     blocks = sorted(np.ndindex(len(terms), channels // 8), key=lambda index: -terms[index[0]][3].size)
     run(begin, parts)
@@ -104,21 +108,22 @@ def mean_field(
         run(lambda part: update(part, iteration), parts)  # noqa: B023
         if iteration < iterations:
             run(blur, blocks)
-    run(lambda part: kernels.permute_out(unary, layout.tiles[part], grid[1], layout.positions, channels, out), parts)
+    placed = grid[1], layout.positions, channels, classes, out.reshape(-1)
+    run(lambda part: kernels.permute_out(unary, layout.tiles[part], *placed), parts)
 
 
-def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], run: Run) -> _Layout:
+def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], space: Workspace, run: Run) -> _Layout:
     height, width = grid
     pixels = height * width
-    order, positions = np.empty(pixels, np.int32), np.empty(pixels, np.int32)
+    order, positions = (space.empty(pixels, np.int32) for _ in range(2))
     tiles = np.empty((-(-height // kernels.TILE) * -(-width // kernels.TILE), 4), np.int64)
     starts = np.empty(len(tiles) + 1, np.int64)
     kernels.list_tiles(height, width, tiles, starts)
     count = max(1, min(_MOST_PARTS, pixels // _PIXELS_A_PART))
     cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
     axes = [vertices.shape[1] for _, vertices, _, _ in terms]
-    rows = np.empty((pixels, sum(axes)), np.int32)
-    shares = np.empty((pixels, sum(axes)), np.float32)
+    rows = space.empty((pixels, sum(axes)), np.int32)
+    shares = space.empty((pixels, sum(axes)))
     finest = terms[int(np.argmax(axes))][0]
 
     def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray]:
@@ -156,10 +161,3 @@ def _padded(mixture: np.ndarray, classes: int, channels: int, axes: int) -> np.n
     padded = np.zeros((classes, channels), np.float32)
     padded[:, :classes] = factor * mixture.T
     return padded
-
-
-def _aligned(size: int) -> np.ndarray:
-    """Uninitialised float32 numbers from a cache line's start on: registers are loaded from one line, not two."""
-    data = np.empty(4 * size + 64, np.uint8)
-    start = -data.ctypes.data % 64
-    return data[start : start + 4 * size].view(np.float32)

@@ -30,6 +30,8 @@ from piecewise_training.crf._simd import (
 
 TILE = 64
 _f32 = np.float32
+_at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
+_IMPOSSIBLE = _f32(-1e30)
 
 
 @kernel
@@ -86,91 +88,87 @@ def enter(order, first, last, simplices, vertices, weights, size, column, rows, 
     Fills in the copies around its pixels, and their weights, from a column on, and the vertex behind each copy; returns
     the new count.
     """
-    axes = vertices.shape[1]
+    axes, columns = vertices.shape[1], rows.shape[1]
+    corners, parts = vertices.reshape(vertices.size), weights.reshape(weights.size)
+    flat_rows, flat_shares = rows.reshape(rows.size), shares.reshape(shares.size)
     own = np.full(size, -1, np.int32)
-    latest = -1
     for p in range(first, last):
-        pixel = order[p]
-        simplex = simplices[pixel]
-        if simplex == latest:
-            for k in range(axes):
-                rows[p, column + k] = rows[p - 1, column + k]
-        else:
-            latest = simplex
-            for k in range(axes):
-                vertex = vertices[simplex, k]
-                if own[vertex] < 0:
-                    own[vertex] = count
-                    owners[count] = vertex
-                    count += 1
-                rows[p, column + k] = own[vertex]
+        pixel = order[_at(p)]
+        corner = simplices[_at(pixel)] * axes
         for k in range(axes):
-            shares[p, column + k] = weights[pixel, k]
+            vertex = _at(corners[_at(corner + k)])
+            if own[vertex] < 0:
+                own[vertex] = count
+                owners[count] = vertex
+                count += 1
+            place = _at(p * columns + column + k)
+            flat_rows[place] = own[vertex]
+            flat_shares[place] = parts[_at(pixel * axes + k)]
     return count
 
 
 @kernel
-def permute_in(scores, tiles, width, positions, channels, unary):  # type: ignore[no-untyped-def]
-    """Scores (K, N), in bits, as rows of pixels at their positions, padded by impossible classes.
+def _eight(scores, c, pixel, classes, n):  # type: ignore[no-untyped-def]
+    """The scores of a class at eight pixels; those of a class that there is not are impossible."""
+    return load8(scores, c * n + pixel) if c < classes else spread8(_IMPOSSIBLE)
+
+
+@kernel
+def permute_in(scores, classes, tiles, width, positions, channels, unary):  # type: ignore[no-untyped-def]
+    """Scores, flat from (K, N), in bits, as rows of pixels at their positions, padded by impossible classes.
 
     A tile is (top, bottom, left, right). Eight pixels by eight channels are turned around in registers at a time.
     """
     bits = _f32(1.4426950408889634)
-    classes = len(scores)
-    planes = scores.reshape(scores.size)
-    pixels = scores.shape[1]
-    impossible = spread8(_f32(-1e30))
+    n = len(scores) // classes
     for top, bottom, left, right in tiles:
-        for y in range(top, bottom):
-            for block in range(y * width + left, y * width + right, 8):
-                lanes = min(8, y * width + right - block)
-                for c in range(0, channels, 8):
-                    if lanes == 8 and c + 8 <= classes:
-                        p = c * pixels + block
-                        a, b = load8(planes, p), load8(planes, p + pixels)
-                        p += 2 * pixels
-                        d, e = load8(planes, p), load8(planes, p + pixels)
-                        p += 2 * pixels
-                        f, g = load8(planes, p), load8(planes, p + pixels)
-                        p += 2 * pixels
-                        h, i = load8(planes, p), load8(planes, p + pixels)
-                        rows = transpose8(a, b, d, e, f, g, h, i)
-                        for lane in range(8):
-                            store(unary, positions[block + lane] * channels + c, rows[lane] * bits)
-                        continue
-                    for lane in range(lanes):
-                        own = positions[block + lane] * channels
-                        store(unary, own + c, impossible)
-                        for k in range(c, min(c + 8, classes)):
-                            unary[own + k] = scores[k, block + lane] * bits
+        for c in range(0, channels, 8):
+            for y in range(top, bottom):
+                whole = y * width + left + (right - left) // 8 * 8
+                for pixel in range(y * width + left, whole, 8):
+                    columns = transpose8(
+                        _eight(scores, c, pixel, classes, n),
+                        _eight(scores, c + 1, pixel, classes, n),
+                        _eight(scores, c + 2, pixel, classes, n),
+                        _eight(scores, c + 3, pixel, classes, n),
+                        _eight(scores, c + 4, pixel, classes, n),
+                        _eight(scores, c + 5, pixel, classes, n),
+                        _eight(scores, c + 6, pixel, classes, n),
+                        _eight(scores, c + 7, pixel, classes, n),
+                    )
+                    for lane in range(8):
+                        store(unary, positions[_at(pixel + lane)] * channels + c, columns[lane] * bits)
+                for pixel in range(whole, y * width + right):
+                    for k in range(c, c + 8):
+                        score = scores[_at(k * n + pixel)] * bits if k < classes else _IMPOSSIBLE
+                        unary[_at(positions[_at(pixel)] * channels + k)] = score
 
 
 @kernel
-def permute_out(rows, tiles, width, positions, channels, scores):  # type: ignore[no-untyped-def]
-    """Rows of pixels at their positions as (K, N), tile by tile."""
-    classes = len(scores)
-    planes = scores.reshape(scores.size)
-    pixels = scores.shape[1]
-    at = np.empty(8, np.int64)
+def permute_out(rows, tiles, width, positions, channels, classes, scores):  # type: ignore[no-untyped-def]
+    """Rows of pixels at their positions as scores, flat from (K, N), tile by tile."""
+    n = len(scores) // classes
     for top, bottom, left, right in tiles:
-        for y in range(top, bottom):
-            for block in range(y * width + left, y * width + right, 8):
-                lanes = min(8, y * width + right - block)
-                for lane in range(lanes):
-                    at[lane] = positions[block + lane] * channels
-                for c in range(0, classes, 8):
-                    if lanes == 8 and c + 8 <= classes:
-                        a, b = load8(rows, at[0] + c), load8(rows, at[1] + c)
-                        d, e = load8(rows, at[2] + c), load8(rows, at[3] + c)
-                        f, g = load8(rows, at[4] + c), load8(rows, at[5] + c)
-                        h, i = load8(rows, at[6] + c), load8(rows, at[7] + c)
-                        columns = transpose8(a, b, d, e, f, g, h, i)
-                        for k in range(8):
-                            store(planes, (c + k) * pixels + block, columns[k])
-                        continue
+        for c in range(0, classes, 8):
+            for y in range(top, bottom):
+                whole = y * width + left + (right - left) // 8 * 8
+                for pixel in range(y * width + left, whole, 8):
+                    planes = transpose8(
+                        load8(rows, positions[_at(pixel)] * channels + c),
+                        load8(rows, positions[_at(pixel + 1)] * channels + c),
+                        load8(rows, positions[_at(pixel + 2)] * channels + c),
+                        load8(rows, positions[_at(pixel + 3)] * channels + c),
+                        load8(rows, positions[_at(pixel + 4)] * channels + c),
+                        load8(rows, positions[_at(pixel + 5)] * channels + c),
+                        load8(rows, positions[_at(pixel + 6)] * channels + c),
+                        load8(rows, positions[_at(pixel + 7)] * channels + c),
+                    )
+                    for k in range(8):
+                        if c + k < classes:
+                            store(scores, (c + k) * n + pixel, planes[k])
+                for pixel in range(whole, y * width + right):
                     for k in range(c, min(c + 8, classes)):
-                        for lane in range(lanes):
-                            scores[k, block + lane] = rows[at[lane] + k]
+                        scores[_at(k * n + pixel)] = rows[_at(positions[_at(pixel)] * channels + k)]
 
 
 @kernel
@@ -247,21 +245,27 @@ def sweep_kernel(axes: int) -> Any:
         Channels go through the widest registers, and eight that may be left over through narrower ones.
         """
         wide = channels // 16 * 16
+        flat_rows, flat_shares = rows.reshape(rows.size), shares.reshape(shares.size)
         x = np.empty(channels, np.float32)
         q = np.empty(channels, np.float32)
         for p in range(first, last):
             own = p * channels
+            base = p * axes
             top = spread8(_f32(-3e38))
             for c in range(0, wide, 16):
                 message = load16(unary, own + c)
                 for k in range(axes):
-                    message = message + load16(messages, rows[p, k] * channels + c) * shares[p, k]
+                    message = (
+                        message + load16(messages, flat_rows[_at(base + k)] * channels + c) * flat_shares[_at(base + k)]
+                    )
                 store(x, c, message)
                 top = maximum(top, halves_highest(message))
             if wide < channels:
                 rest = load8(unary, own + wide)
                 for k in range(axes):
-                    rest = rest + load8(messages, rows[p, k] * channels + wide) * shares[p, k]
+                    rest = (
+                        rest + load8(messages, flat_rows[_at(base + k)] * channels + wide) * flat_shares[_at(base + k)]
+                    )
                 store(x, wide, rest)
                 top = maximum(top, rest)
 
@@ -283,8 +287,8 @@ def sweep_kernel(axes: int) -> Any:
                 continue
             share = _f32(1) / total(mass)
             for k in range(axes):
-                weight = shares[p, k] * share
-                row = rows[p, k] * channels
+                weight = flat_shares[_at(base + k)] * share
+                row = flat_rows[_at(base + k)] * channels
                 for c in range(0, wide, 16):
                     store(marginals, row + c, load16(marginals, row + c) + load16(q, c) * weight)
                 if wide < channels:

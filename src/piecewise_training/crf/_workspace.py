@@ -1,0 +1,48 @@
+"""Memory that a call finds as the last one left it: to get fresh pages from the system takes longer than the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+LIMIT = 256 << 20  # bytes kept between calls
+_LINE = 64
+
+_kept: list[np.ndarray] = []
+
+
+class Workspace:
+    """Hands out arrays, uninitialised and on a cache line's start, from one piece of memory."""
+
+    def __init__(self, slab: np.ndarray) -> None:
+        self._slab = slab
+        self._used = -slab.ctypes.data % _LINE
+        self.wanted = self._used
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """An array for the length of a call; where the piece is used up, one of its own."""
+        size = math.prod(np.atleast_1d(shape).tolist()) * np.dtype(dtype).itemsize
+        self.wanted += -(-size // _LINE) * _LINE
+        source, start = self._slab, self._used
+        if start + size > len(source):
+            source = np.empty(size + _LINE, np.uint8)
+            start = -source.ctypes.data % _LINE
+        else:
+            self._used += -(-size // _LINE) * _LINE
+        return source[start : start + size].view(dtype).reshape(shape)
+
+
+@contextmanager
+def workspace() -> Iterator[Workspace]:
+    """A workspace for one call; calls at the same time each have their own."""
+    slab = _kept.pop() if _kept else np.empty(0, np.uint8)
+    space = Workspace(slab)
+    yield space
+    if space.wanted > len(slab):
+        slab = np.empty(space.wanted + _LINE, np.uint8)
+    if len(slab) <= LIMIT and not _kept:
+        _kept.append(slab)
