@@ -33,6 +33,7 @@ class _Layout:
         positions: the position of each pixel.
         tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
         bounds: the positions at which parts begin, and the end.
+        groups: for each part the positions at which pixels of another simplex of the finest lattice begin.
         rows: the parts' copies of the vertices around the pixel at each position (N, V), those of all terms.
         shares: its weight at each of them.
         owners: the vertex behind each copy, among those of its term.
@@ -42,6 +43,7 @@ class _Layout:
     positions: np.ndarray
     tiles: list[np.ndarray]
     bounds: np.ndarray
+    groups: list[np.ndarray]
     rows: np.ndarray
     shares: np.ndarray
     owners: np.ndarray
@@ -70,6 +72,10 @@ def mean_field(
         space: memory.
         run: calls a function for each of some items, on threads.
     """
+    # The finest lattice first: pixels are grouped by its simplices.
+    terms, mixtures = zip(
+        *sorted(zip(terms, mixtures, strict=True), key=lambda pair: -pair[0][1].shape[1]), strict=True
+    )
     classes, pixels = logits.shape
     scores = logits.reshape(-1)
     channels = -(-classes // 8) * 8
@@ -78,9 +84,10 @@ def mean_field(
     messages, marginals = (space.empty(len(layout.owners) * channels) for _ in range(2))
     lattices = [space.empty((channels // 8, neighbours.shape[2] + 1, 8)) for *_, neighbours in terms]
     unary = space.empty(pixels * channels)
-    sweep = kernels.sweep_kernel(layout.rows.shape[1])
+    shared = terms[0][1].shape[1]
+    sweep = kernels.sweep_kernel(shared, layout.rows.shape[1] - shared)
+    rows, shares = layout.rows.reshape(-1), layout.shares.reshape(-1)
     parts = range(len(layout.bounds) - 1)
-    spans = list(itertools.pairwise(layout.bounds.tolist()))
 
     def begin(part: int) -> None:
         kernels.permute_in(scores, classes, layout.tiles[part], grid[1], layout.positions, channels, unary)
@@ -94,7 +101,8 @@ def mean_field(
             for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
                 kernels.fetch(layout.owners, *ranges[part], lattice, weight, channels, messages, marginals)
         final = iteration == iterations
-        sweep(*spans[part], channels, unary, layout.rows, layout.shares, messages, marginals, final)
+        last = layout.bounds[part + 1]
+        sweep(layout.groups[part], last, channels, unary, rows, shares, messages, marginals, final)
 
     def blur(index: tuple[int, int]) -> None:
         term, block = index
@@ -124,33 +132,34 @@ def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], space: Workspace, r
     axes = [vertices.shape[1] for _, vertices, _, _ in terms]
     rows = space.empty((pixels, sum(axes)), np.int32)
     shares = space.empty((pixels, sum(axes)))
-    finest = terms[int(np.argmax(axes))][0]
+    groups = space.empty(pixels, np.int32)
 
-    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray]:
-        """Fills in the rows of a part; gives where each term's copies begin, and the vertices behind all of them."""
+    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Fills in the rows of a part; gives where each term's copies begin, the vertices behind them, and groups."""
         first, last = starts[list(part)]
-        kernels.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, finest, order, positions)
+        own = groups[first:last]
+        found = kernels.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, terms[0][0], order, positions, own)
         most = min(int(last - first) * sum(axes), sum(neighbours.shape[2] for *_, neighbours in terms))
         owners, counts, column = np.empty(most, np.int32), [0], 0
         for simplices, vertices, weights, neighbours in terms:
             lattice = simplices, vertices, weights, neighbours.shape[2]
             counts.append(kernels.enter(order, first, last, *lattice, column, rows, shares, owners, counts[-1]))
             column += vertices.shape[1]
-        return counts, owners[: counts[-1]].copy()
+        return counts, owners[: counts[-1]].copy(), own[:found]
 
     parts = list(itertools.pairwise(cuts.tolist()))
     entered = run(enter, parts)
-    offsets = np.cumsum([0] + [len(owners) for _, owners in entered])
-    counts = np.array([counts for counts, _ in entered]) + offsets[:-1, None]
+    offsets = np.cumsum([0] + [len(owners) for _, owners, _ in entered])
+    counts = np.array([counts for counts, *_ in entered]) + offsets[:-1, None]
 
     def shift(part: int) -> None:
         rows[slice(*starts[list(parts[part])])] += np.int32(offsets[part])
 
     run(shift, range(1, len(parts)))
     ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
-    owners = np.concatenate([owners for _, owners in entered])
+    owners = np.concatenate([owners for _, owners, _ in entered])
     dealt = [tiles[slice(*part)] for part in parts]
-    return _Layout(positions, dealt, starts[cuts], rows, shares, owners, ranges)
+    return _Layout(positions, dealt, starts[cuts], [own for *_, own in entered], rows, shares, owners, ranges)
 
 
 def _padded(mixture: np.ndarray, classes: int, channels: int, axes: int) -> np.ndarray:

@@ -15,12 +15,12 @@ import numpy as np
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._simd import (
     halves_added,
-    halves_highest,
     highest,
     load8,
     load16,
     maximum,
     nearest,
+    row_operations,
     spread8,
     store,
     times_power_of_two,
@@ -29,6 +29,7 @@ from piecewise_training.crf._simd import (
 )
 
 TILE = 64
+GROUP = 16
 _f32 = np.float32
 _at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
 _IMPOSSIBLE = _f32(-1e30)
@@ -49,8 +50,12 @@ def list_tiles(height, width, tiles, starts):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sort_tiles(tiles, starts, width, simplices, order, positions):  # type: ignore[no-untyped-def]
-    """Sorts the pixels of each tile by their simplex: fills in the pixel at each position and each pixel's position."""
+def sort_tiles(tiles, starts, width, simplices, order, positions, groups):  # type: ignore[no-untyped-def]
+    """Sorts the pixels of each tile by their simplex: fills in the pixel at each position and each pixel's position.
+
+    Fills in where groups of up to GROUP pixels of one simplex begin, and returns their number.
+    """
+    count = 0
     seen = np.full(simplices.max() + 1, -1, np.int32)
     found = np.empty(TILE * TILE, np.int32)
     places = np.empty(TILE * TILE, np.int32)
@@ -70,6 +75,9 @@ def sort_tiles(tiles, starts, width, simplices, order, positions):  # type: igno
         for kind in range(kinds):
             size = places[kind]
             places[kind] = place
+            for first in range(place, place + size, GROUP):
+                groups[count] = first
+                count += 1
             place += size
         for y in range(top, bottom):
             for pixel in range(y * width + left, y * width + right):
@@ -79,6 +87,7 @@ def sort_tiles(tiles, starts, width, simplices, order, positions):  # type: igno
                 places[kind] += 1
         for kind in range(kinds):
             seen[found[kind]] = -1
+    return count
 
 
 @kernel
@@ -235,63 +244,86 @@ def _exp2(x):  # type: ignore[no-untyped-def]
 
 
 @cache
-def sweep_kernel(axes: int) -> Any:
-    """The kernel of an iteration for pixels with so many vertices, whose loops over them the compiler unrolls."""
+def sweep_kernel(shared: int, others: int) -> Any:
+    """The kernel of an iteration for pixels with so many vertices, the first of which their whole group shares."""
+    gather8, gather16, put, mixed, sent = row_operations(shared)
+    gather8_own, gather16_own, put_own, mixed_own, sent_own = row_operations(others)
 
     @kernel
-    def sweep(first, last, channels, unary, rows, shares, messages, marginals, final):  # type: ignore[no-untyped-def]
+    def sweep(groups, last, channels, unary, rows, shares, messages, marginals, final):  # type: ignore[no-untyped-def]
         """Reads each pixel's messages, normalises, and sends its marginals; in the `final` pass unary becomes log Q.
 
         Channels go through the widest registers, and eight that may be left over through narrower ones.
         """
+        axes = shared + others
         wide = channels // 16 * 16
-        flat_rows, flat_shares = rows.reshape(rows.size), shares.reshape(shares.size)
-        x = np.empty(channels, np.float32)
-        q = np.empty(channels, np.float32)
-        for p in range(first, last):
-            own = p * channels
-            base = p * axes
-            top = spread8(_f32(-3e38))
+        x = np.empty(GROUP * channels, np.float32)
+        top = spread8(_f32(0))
+        for g in range(len(groups)):
+            start = groups[g]
+            stop = groups[g + 1] if g + 1 < len(groups) else last
             for c in range(0, wide, 16):
-                message = load16(unary, own + c)
-                for k in range(axes):
-                    message = (
-                        message + load16(messages, flat_rows[_at(base + k)] * channels + c) * flat_shares[_at(base + k)]
-                    )
-                store(x, c, message)
-                top = maximum(top, halves_highest(message))
+                common = gather16(messages, rows, start * axes, channels, c)
+                for p in range(start, stop):
+                    base = p * axes
+                    own = gather16_own(messages, rows, base + shared, channels, c)
+                    message = mixed(load16(unary, p * channels + c), common, shares, base)
+                    store(x, (p - start) * channels + c, mixed_own(message, own, shares, base + shared))
             if wide < channels:
-                rest = load8(unary, own + wide)
-                for k in range(axes):
-                    rest = (
-                        rest + load8(messages, flat_rows[_at(base + k)] * channels + wide) * flat_shares[_at(base + k)]
-                    )
-                store(x, wide, rest)
-                top = maximum(top, rest)
+                common_rest = gather8(messages, rows, start * axes, channels, wide)
+                for p in range(start, stop):
+                    base = p * axes
+                    own_rest = gather8_own(messages, rows, base + shared, channels, wide)
+                    rest = mixed(load8(unary, p * channels + wide), common_rest, shares, base)
+                    store(x, (p - start) * channels + wide, mixed_own(rest, own_rest, shares, base + shared))
 
-            shift = highest(top)
-            mass = spread8(_f32(0))
-            for c in range(0, wide, 16):
-                likely = _exp2(load16(x, c) - shift)
-                store(q, c, likely)
-                mass = mass + halves_added(likely)
-            if wide < channels:
-                likely_rest = _exp2(load8(x, wide) - shift)
-                store(q, wide, likely_rest)
-                mass = mass + likely_rest
-
-            if final:
-                shift += _f32(np.log2(total(mass)))
-                for c in range(0, channels, 8):
-                    store(unary, own + c, (load8(x, c) - shift) * _f32(0.69314718056))
-                continue
-            share = _f32(1) / total(mass)
-            for k in range(axes):
-                weight = flat_shares[_at(base + k)] * share
-                row = flat_rows[_at(base + k)] * channels
+            for p in range(start, stop):
+                at = (p - start) * channels
+                top = load8(x, at)
+                for c in range(8, channels, 8):
+                    top = maximum(top, load8(x, at + c))
+                shift = highest(top)
+                mass = spread8(_f32(0))
+                if final:
+                    for c in range(0, channels, 8):
+                        mass = mass + _exp2(load8(x, at + c) - shift)
+                    shift += _f32(np.log2(total(mass)))
+                    for c in range(0, channels, 8):
+                        store(unary, p * channels + c, (load8(x, at + c) - shift) * _f32(0.69314718056))
+                    continue
                 for c in range(0, wide, 16):
-                    store(marginals, row + c, load16(marginals, row + c) + load16(q, c) * weight)
+                    likely = _exp2(load16(x, at + c) - shift)
+                    store(x, at + c, likely)
+                    mass = mass + halves_added(likely)
                 if wide < channels:
-                    store(marginals, row + wide, load8(marginals, row + wide) + load8(q, wide) * weight)
+                    likely_rest = _exp2(load8(x, at + wide) - shift)
+                    store(x, at + wide, likely_rest)
+                    mass = mass + likely_rest
+                share = _f32(1) / total(mass)
+                for c in range(0, channels, 8):
+                    store(x, at + c, load8(x, at + c) * share)
+            if final:
+                continue
+
+            for c in range(0, wide, 16):
+                sum_common = gather16(marginals, rows, start * axes, channels, c)
+                for p in range(start, stop):
+                    base = p * axes
+                    q = load16(x, (p - start) * channels + c)
+                    sum_common = sent(sum_common, q, shares, base)
+                    sum_own = gather16_own(marginals, rows, base + shared, channels, c)
+                    put_own(marginals, rows, base + shared, channels, c, sent_own(sum_own, q, shares, base + shared))
+                put(marginals, rows, start * axes, channels, c, sum_common)
+            if wide < channels:
+                sum_rest = gather8(marginals, rows, start * axes, channels, wide)
+                for p in range(start, stop):
+                    base = p * axes
+                    q_rest = load8(x, (p - start) * channels + wide)
+                    sum_rest = sent(sum_rest, q_rest, shares, base)
+                    own_sum = gather8_own(marginals, rows, base + shared, channels, wide)
+                    put_own(
+                        marginals, rows, base + shared, channels, wide, sent_own(own_sum, q_rest, shares, base + shared)
+                    )
+                put(marginals, rows, start * axes, channels, wide, sum_rest)
 
     return sweep
