@@ -21,7 +21,7 @@ from torch import Tensor
 
 from piecewise_training.crf import _numba_build, _numba_filter, _numba_meanfield
 from piecewise_training.crf._reference import Tables
-from piecewise_training.crf._workspace import workspace
+from piecewise_training.crf._workspace import Workspace, workspace
 
 _BLOCK = _numba_filter.BLOCK
 _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
@@ -29,10 +29,15 @@ _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more p
 
 def build(features: Float[Tensor, "b d n"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`."""
+
+    def build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
+        with workspace() as space:
+            return _build_one(points, space, run)
+
     with _team() as run:
         if len(features) >= torch.get_num_threads():
-            return run(lambda points: _build_one(points, _one_by_one), _array(features))
-        return [_build_one(points, run) for points in _array(features)]
+            return run(lambda points: build_one(points, _one_by_one), _array(features))
+        return [build_one(points, run) for points in _array(features)]
 
 
 def splat_blur_slice(
@@ -147,39 +152,41 @@ def _arrays(lattices: Sequence[Tables]) -> list[_numba_meanfield.Tables]:
     return [(s.numpy(), v.numpy(), w.contiguous().numpy(), n.numpy()) for s, v, w, n in lattices]
 
 
-def _build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
+def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) -> Tables:
     d, n = points.shape
     simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)
     multipliers = _multipliers(d)
-    cuts = np.linspace(0, n, max(1, n // _POINTS_A_PART) + 1, dtype=int).tolist()
+    count = min(16, 1 << (n // _POINTS_A_PART).bit_length() >> 1) or 1  # a power of two divides among threads
+    cuts = np.linspace(0, n, count + 1, dtype=int).tolist()
+    records = space.empty((n, 2 * d), points.dtype)
+    tables = [space.empty(_table_size(last - first), np.int32) for first, last in itertools.pairwise(cuts)]
 
-    def place(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def place(part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Places the points of one part; gives its simplices' vertices and the coordinates and keys of those."""
-        first, last = part
-        records = np.empty((last - first, 2 * d), points.dtype)
-        table = _empty_table(last - first)
-        count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, records, table)
+        first, last = cuts[part : part + 2]
+        own, table = records[first:last], tables[part]
+        table[:] = -1
+        count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, own, table)
         vertices = np.empty((count, d + 1), np.int32)
         coordinates = np.empty((vertices.size, d), np.int32)
         keys = np.empty(vertices.size, np.uint64)
         size, table = -1, _empty_table(count // 2 + d + 1)  # images share vertices; where they do not, there is no room
         while size < 0:
-            size = _numba_build.number_vertices(records[:count], multipliers, vertices, coordinates, keys, table)
+            size = _numba_build.number_vertices(own[:count], multipliers, vertices, coordinates, keys, table)
             table = _empty_table(4 * len(table))
         return vertices, coordinates[:size].copy(), keys[:size].copy()
 
-    parts = list(itertools.pairwise(cuts))
-    placed = run(place, parts)
+    placed = run(place, range(count))
 
     count, simplex, vertices = 0, 0, []
     coordinates = np.empty((sum(len(own) for _, own, _ in placed), d), np.int32)
     keys, table = np.empty(len(coordinates), np.uint64), _empty_table(len(coordinates))
-    for (first, last), (corners, own, own_keys) in zip(parts, placed, strict=True):
+    for part, (corners, own, own_keys) in enumerate(placed):
         numbers = np.empty(len(own), np.int32)
         count = _numba_build.merge(own, own_keys, numbers, coordinates, keys, table, count)
         vertices.append(numbers[corners])
-        simplices[first:last] += simplex
+        simplices[slice(*cuts[part : part + 2])] += simplex
         simplex += len(corners)
 
     neighbours = np.full((d + 1, 2, count), count, np.int32)
@@ -198,6 +205,10 @@ def _multipliers(d: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 1 << 63, d, np.uint64) * np.uint64(2) + np.uint64(1)
 
 
+def _table_size(entries: int) -> int:
+    """Slots of an open-addressed hash table that so many entries fill to less than half."""
+    return 2 << entries.bit_length()
+
+
 def _empty_table(entries: int) -> np.ndarray:
-    """An open-addressed hash table with room for more entries than these; -1 is empty."""
-    return np.full(2 << entries.bit_length(), -1, np.int32)
+    return np.full(_table_size(entries), -1, np.int32)

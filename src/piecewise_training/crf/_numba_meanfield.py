@@ -81,8 +81,10 @@ def mean_field(
     channels = -(-classes // 8) * 8
     layout = _lay_out(terms, grid, space, run)
     weights = [_padded(m, classes, channels, t[1].shape[1]) for m, t in zip(mixtures, terms, strict=True)]
-    messages, marginals = (space.empty(len(layout.owners) * channels) for _ in range(2))
-    lattices = [space.empty((channels // 8, neighbours.shape[2] + 1, 8)) for *_, neighbours in terms]
+    sizes = [neighbours.shape[2] + 1 for *_, neighbours in terms]
+    messages = space.empty(max(len(layout.owners), sum(sizes)) * channels)  # also what the blur needs beside lattices
+    marginals = space.empty(len(layout.owners) * channels)
+    lattices = [space.empty((channels // 8, size, 8)) for size in sizes]
     unary = space.empty(pixels * channels)
     shared = terms[0][1].shape[1]
     sweep = kernels.sweep_kernel(shared, layout.rows.shape[1] - shared)
@@ -106,9 +108,10 @@ def mean_field(
 
     def blur(index: tuple[int, int]) -> None:
         term, block = index
-        lattice, neighbours = lattices[term][block].reshape(-1), terms[term][3]
+        lattice = lattices[term][block].reshape(-1)
+        start = sum(sizes[:term]) * channels + block * lattice.size
         sent = layout.owners, layout.ranges[term], marginals[8 * block :], channels
-        kernels.blur(*sent, neighbours, lattice, np.empty_like(lattice))
+        kernels.blur(*sent, terms[term][3], lattice, messages[start : start + lattice.size])
 
     blocks = sorted(np.ndindex(len(terms), channels // 8), key=lambda index: -terms[index[0]][3].size)
     run(begin, parts)
