@@ -49,4 +49,4 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         """Nothing is said at the end."""
 
 
-event.install_listener("numba:compile", _Announcement())
+event.register("numba:compile", _Announcement())

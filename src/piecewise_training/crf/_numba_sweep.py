@@ -14,13 +14,17 @@ import numpy as np
 
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._simd import (
+    gather8,
+    gather16,
     halves_added,
     highest,
     load8,
     load16,
     maximum,
+    mixed,
     nearest,
-    row_operations,
+    put,
+    sent,
     spread8,
     store,
     times_power_of_two,
@@ -246,8 +250,6 @@ def _exp2(x):  # type: ignore[no-untyped-def]
 @cache
 def sweep_kernel(shared: int, others: int) -> Any:
     """The kernel of an iteration for pixels with so many vertices, the first of which their whole group shares."""
-    gather8, gather16, put, mixed, sent = row_operations(shared)
-    gather8_own, gather16_own, put_own, mixed_own, sent_own = row_operations(others)
 
     @kernel
     def sweep(groups, last, channels, unary, rows, shares, messages, marginals, final):  # type: ignore[no-untyped-def]
@@ -263,19 +265,19 @@ def sweep_kernel(shared: int, others: int) -> Any:
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
             for c in range(0, wide, 16):
-                common = gather16(messages, rows, start * axes, channels, c)
+                common = gather16(messages, rows, start * axes, channels, c, shared)
                 for p in range(start, stop):
                     base = p * axes
-                    own = gather16_own(messages, rows, base + shared, channels, c)
+                    own = gather16(messages, rows, base + shared, channels, c, others)
                     message = mixed(load16(unary, p * channels + c), common, shares, base)
-                    store(x, (p - start) * channels + c, mixed_own(message, own, shares, base + shared))
+                    store(x, (p - start) * channels + c, mixed(message, own, shares, base + shared))
             if wide < channels:
-                common_rest = gather8(messages, rows, start * axes, channels, wide)
+                common_rest = gather8(messages, rows, start * axes, channels, wide, shared)
                 for p in range(start, stop):
                     base = p * axes
-                    own_rest = gather8_own(messages, rows, base + shared, channels, wide)
+                    own_rest = gather8(messages, rows, base + shared, channels, wide, others)
                     rest = mixed(load8(unary, p * channels + wide), common_rest, shares, base)
-                    store(x, (p - start) * channels + wide, mixed_own(rest, own_rest, shares, base + shared))
+                    store(x, (p - start) * channels + wide, mixed(rest, own_rest, shares, base + shared))
 
             for p in range(start, stop):
                 at = (p - start) * channels
@@ -306,24 +308,22 @@ def sweep_kernel(shared: int, others: int) -> Any:
                 continue
 
             for c in range(0, wide, 16):
-                sum_common = gather16(marginals, rows, start * axes, channels, c)
+                sum_common = gather16(marginals, rows, start * axes, channels, c, shared)
                 for p in range(start, stop):
                     base = p * axes
                     q = load16(x, (p - start) * channels + c)
                     sum_common = sent(sum_common, q, shares, base)
-                    sum_own = gather16_own(marginals, rows, base + shared, channels, c)
-                    put_own(marginals, rows, base + shared, channels, c, sent_own(sum_own, q, shares, base + shared))
+                    sum_own = gather16(marginals, rows, base + shared, channels, c, others)
+                    put(marginals, rows, base + shared, channels, c, sent(sum_own, q, shares, base + shared))
                 put(marginals, rows, start * axes, channels, c, sum_common)
             if wide < channels:
-                sum_rest = gather8(marginals, rows, start * axes, channels, wide)
+                sum_rest = gather8(marginals, rows, start * axes, channels, wide, shared)
                 for p in range(start, stop):
                     base = p * axes
                     q_rest = load8(x, (p - start) * channels + wide)
                     sum_rest = sent(sum_rest, q_rest, shares, base)
-                    own_sum = gather8_own(marginals, rows, base + shared, channels, wide)
-                    put_own(
-                        marginals, rows, base + shared, channels, wide, sent_own(own_sum, q_rest, shares, base + shared)
-                    )
+                    own_sum = gather8(marginals, rows, base + shared, channels, wide, others)
+                    put(marginals, rows, base + shared, channels, wide, sent(own_sum, q_rest, shares, base + shared))
                 put(marginals, rows, start * axes, channels, wide, sum_rest)
 
     return sweep

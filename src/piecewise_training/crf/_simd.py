@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -243,86 +242,86 @@ def _llvm(builder: Any, name: str, vector: Vector, result: ir.Type, arguments: l
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), full_name)
 
 
-class RowOperations(NamedTuple):
-    """Operations on so many rows of a table at once, whose vectors stay in registers as a tuple.
-
-    `rows` and `shares` are flat and hold a row number and a weight for each of them from `first` on.
-    """
-
-    gather8: Any  # (table, rows, first, channels, c): the vectors at channel c of the rows
-    gather16: Any
-    put: Any  # (table, rows, first, channels, c, vectors): writes them back
-    mixed: Any  # (x, vectors, shares, first): x + the sum of share times vector
-    sent: Any  # (vectors, x, shares, first): each vector + its share of x
+# Operations on several rows of a table at once, whose vectors stay in registers as a tuple. `rows` and `shares` are
+# flat and hold the number and the weight of each row from `first` on; a row has so many channels.
 
 
-@cache
-def row_operations(count: int) -> RowOperations:
-    """The operations for a number of rows known to the compiler."""
+def _gatherer(lanes: int) -> Any:
+    @intrinsic(prefer_literal=True)
+    def gather(_: Any, table: Any, rows: Any, first: Any, channels: Any, c: Any, count: Any) -> Any:
+        vector = Vector(table.dtype, lanes)
+        number = count.literal_value
 
-    def vectors(kind: Vector) -> Any:
-        return types.UniTuple(kind, count)
-
-    def places(context: Any, builder: Any, sig: Any, args: Any, vector: Vector) -> list[Any]:
-        table, rows, first, channels, c = args[:5]
-        numbers = _elements(context, builder, sig.args[1], rows, first)
-        wide = [builder.sext(number, channels.type) for number in numbers]
-        offsets = [builder.add(builder.mul(number, channels), c) for number in wide]
-        return [_pointer(context, builder, sig.args[0], table, offset, vector) for offset in offsets]
-
-    def _elements(context: Any, builder: Any, kind: Any, array: Any, first: Any) -> list[Any]:
-        data = context.make_array(kind)(context, builder, array).data
-        return [builder.load(builder.gep(data, [builder.add(first, first.type(k))])) for k in range(count)]
-
-    def gatherer(lanes: int) -> Any:
-        @intrinsic
-        def gather(_: Any, table: Any, rows: Any, first: Any, channels: Any, c: Any) -> Any:
-            vector = Vector(table.dtype, lanes)
-
-            def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                loaded = [builder.load(place) for place in places(context, builder, sig, args, vector)]
-                for value in loaded:
-                    value.align = table.dtype.bitwidth // 8
-                return context.make_tuple(builder, sig.return_type, loaded)
-
-            return signature(vectors(vector), table, rows, types.intp, types.intp, types.intp), lower
-
-        return gather
-
-    @intrinsic
-    def put(_: Any, table: Any, rows: Any, first: Any, channels: Any, c: Any, values: Any) -> Any:
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            where = places(context, builder, sig, args, values.dtype)
-            for place, value in zip(where, cgutils.unpack_tuple(builder, args[5], count), strict=True):
-                builder.store(value, place).align = table.dtype.bitwidth // 8
-            return context.get_dummy_value()
+            loaded = [builder.load(place) for place in _places(context, builder, sig, args, vector, number)]
+            for value in loaded:
+                value.align = table.dtype.bitwidth // 8
+            return context.make_tuple(builder, sig.return_type, loaded)
 
-        return signature(types.void, table, rows, types.intp, types.intp, types.intp, values), lower
+        integers = (types.intp, types.intp, types.intp, count)
+        return signature(types.UniTuple(vector, number), table, rows, *integers), lower
 
-    def weighted(context: Any, builder: Any, sig: Any, array: int, first: Any, args: Any, shape: Any) -> list[Any]:
-        shares = _elements(context, builder, sig.args[array], args[array], first)
-        return [_spread(builder, shape, share) for share in shares]
+    return gather
 
-    @intrinsic
-    def mixed(_: Any, x: Any, values: Any, shares: Any, first: Any) -> Any:
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            total = args[0]
-            spread = weighted(context, builder, sig, 2, args[3], args, total.type)
-            for value, share in zip(cgutils.unpack_tuple(builder, args[1], count), spread, strict=True):
-                total = builder.fadd(total, builder.fmul(value, share, flags=_CONTRACT), flags=_CONTRACT)
-            return total
 
-        return signature(x, x, values, shares, types.intp), lower
+gather8, gather16 = _gatherer(8), _gatherer(16)  # the vectors at channel c of `count` rows, which must be a constant
 
-    @intrinsic
-    def sent(_: Any, values: Any, x: Any, shares: Any, first: Any) -> Any:
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            spread = weighted(context, builder, sig, 2, args[3], args, args[1].type)
-            old = cgutils.unpack_tuple(builder, args[0], count)
-            products = (builder.fmul(args[1], share, flags=_CONTRACT) for share in spread)
-            new = [builder.fadd(v, product, flags=_CONTRACT) for v, product in zip(old, products, strict=True)]
-            return context.make_tuple(builder, sig.return_type, new)
 
-        return signature(values, values, x, shares, types.intp), lower
+@intrinsic
+def put(_: Any, table: Any, rows: Any, first: Any, channels: Any, c: Any, vectors: Any) -> Any:
+    """Writes vectors to channel c of their rows."""
 
-    return RowOperations(gatherer(8), gatherer(16), put, mixed, sent)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = _places(context, builder, sig, args, vectors.dtype, vectors.count)
+        for place, value in zip(places, cgutils.unpack_tuple(builder, args[5], vectors.count), strict=True):
+            builder.store(value, place).align = table.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return signature(types.void, table, rows, types.intp, types.intp, types.intp, vectors), lower
+
+
+@intrinsic
+def mixed(_: Any, x: Any, vectors: Any, shares: Any, first: Any) -> Any:
+    """X plus the sum of the vectors, each times its share."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        total = args[0]
+        spread = _shares(context, builder, sig.args[2], args[2], args[3], total.type, vectors.count)
+        for value, share in zip(cgutils.unpack_tuple(builder, args[1], vectors.count), spread, strict=True):
+            total = builder.fadd(total, builder.fmul(value, share, flags=_CONTRACT), flags=_CONTRACT)
+        return total
+
+    return signature(x, x, vectors, shares, types.intp), lower
+
+
+@intrinsic
+def sent(_: Any, vectors: Any, x: Any, shares: Any, first: Any) -> Any:
+    """Each vector plus its share of x."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        spread = _shares(context, builder, sig.args[2], args[2], args[3], args[1].type, vectors.count)
+        products = [builder.fmul(args[1], share, flags=_CONTRACT) for share in spread]
+        old = cgutils.unpack_tuple(builder, args[0], vectors.count)
+        new = [builder.fadd(v, product, flags=_CONTRACT) for v, product in zip(old, products, strict=True)]
+        return context.make_tuple(builder, sig.return_type, new)
+
+    return signature(vectors, vectors, x, shares, types.intp), lower
+
+
+def _places(context: Any, builder: Any, sig: Any, args: Any, vector: Vector, count: int) -> list[Any]:
+    """Pointers to channel c of each row."""
+    table, rows, first, channels, c = args[:5]
+    numbers = [builder.sext(row, channels.type) for row in _elements(context, builder, sig.args[1], rows, first, count)]
+    offsets = [builder.add(builder.mul(number, channels), c) for number in numbers]
+    return [_pointer(context, builder, sig.args[0], table, offset, vector) for offset in offsets]
+
+
+def _shares(context: Any, builder: Any, kind: Any, array: Any, first: Any, shape: Any, count: int) -> list[Any]:
+    """Each row's share in every lane."""
+    return [_spread(builder, shape, share) for share in _elements(context, builder, kind, array, first, count)]
+
+
+def _elements(context: Any, builder: Any, kind: Any, array: Any, first: Any, count: int) -> list[Any]:
+    """So many elements of a flat array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return [builder.load(builder.gep(data, [builder.add(first, first.type(k))])) for k in range(count)]
