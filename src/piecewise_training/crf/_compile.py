@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from numba import njit
 from numba.core import event
 
 logger = logging.getLogger(__name__)
 
 _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": {"contract"}}
+_when = "once on this machine"
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiles a function for the types it is called with, without the GIL, and keeps the machine code on disk.
 
-    Numba keeps it beside the source or in the user's cache folder; where it can write to neither, in the temporary one.
+    Numba keeps it beside the source or, from a read-only installation, in the user's cache folder. Where it can write
+    to neither, nothing is kept: a shared temporary folder could hold other people's code.
     """
+    global _when
     try:
         return njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder can be written to
-        configured = config.CACHE_DIR
-        config.CACHE_DIR = str(Path(tempfile.gettempdir()) / f"piecewise-training-{getpass.getuser()}")
-        try:
-            return njit(cache=True, **_OPTIONS)(function)
-        finally:
-            config.CACHE_DIR = configured
+        _when = "in every process, because no folder to keep them can be written to; set NUMBA_CACHE_DIR to one"
+        return njit(**_OPTIONS)(function)
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]
@@ -43,7 +39,7 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         ours = event.data["dispatcher"].py_func.__module__.startswith(__package__)
         if ours and not _Announcement.made:
             _Announcement.made = True
-            logger.info("compiling the CRF's kernels, a few seconds, once on this machine")
+            logger.info("compiling the CRF's kernels, which takes some seconds, %s", _when)
 
     def on_end(self, event: Any) -> None:
         """Nothing is said at the end."""
