@@ -169,6 +169,19 @@ def test_inference_before_training() -> None:
     torch.testing.assert_close(work.grad, expected.grad)
 
 
+@pytest.mark.parametrize("classes", [2, 150])
+def test_scores_of_any_size(classes: int) -> None:
+    """Scores that single precision just holds, and many classes: never NaN, and what double precision says."""
+    scores, image = scene(9, 70, classes)
+    torch.testing.assert_close(
+        dense_crf(scores, image).exp(), dense_crf(scores.double(), image).exp().float(), atol=1e-4, rtol=0
+    )
+    low = torch.full_like(scores, -3e38)
+    torch.testing.assert_close(dense_crf(low, image).exp(), torch.full_like(scores, 1 / classes))
+    low[:, 0] = 3e38
+    assert bool((dense_crf(low, image)[:, 0] == 0).all())
+
+
 def test_compatibility_of_another_precision() -> None:
     scores, image = scene(8, 9, 3)
     matrix = torch.rand(2, 3, 3)

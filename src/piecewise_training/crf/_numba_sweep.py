@@ -21,6 +21,7 @@ from piecewise_training.crf._simd import (
     load8,
     load16,
     maximum,
+    minimum,
     mixed,
     nearest,
     put,
@@ -36,7 +37,8 @@ TILE = 64
 GROUP = 16
 _f32 = np.float32
 _at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
-_IMPOSSIBLE = _f32(-1e30)
+_IMPOSSIBLE = _f32(-2e38)  # the score of a class that there is not
+_FARTHEST = _f32(1e30)  # the bound of one that there is: larger ones would overflow
 
 
 @kernel
@@ -123,7 +125,9 @@ def enter(order, first, last, simplices, vertices, weights, size, column, rows, 
 @kernel
 def _eight(scores, c, pixel, classes, n):  # type: ignore[no-untyped-def]
     """The scores of a class at eight pixels; those of a class that there is not are impossible."""
-    return load8(scores, c * n + pixel) if c < classes else spread8(_IMPOSSIBLE)
+    if c < classes:
+        return minimum(maximum(load8(scores, c * n + pixel), -_FARTHEST), _FARTHEST)
+    return spread8(_IMPOSSIBLE)
 
 
 @kernel
@@ -153,8 +157,10 @@ def permute_in(scores, classes, tiles, width, positions, channels, unary):  # ty
                         store(unary, positions[_at(pixel + lane)] * channels + c, columns[lane] * bits)
                 for pixel in range(whole, y * width + right):
                     for k in range(c, c + 8):
-                        score = scores[_at(k * n + pixel)] * bits if k < classes else _IMPOSSIBLE
-                        unary[_at(positions[_at(pixel)] * channels + k)] = score
+                        score = _IMPOSSIBLE
+                        if k < classes:
+                            score = min(max(scores[_at(k * n + pixel)], -_FARTHEST), _FARTHEST)
+                        unary[_at(positions[_at(pixel)] * channels + k)] = score * bits
 
 
 @kernel
@@ -289,9 +295,9 @@ def sweep_kernel(shared: int, others: int) -> Any:
                 if final:
                     for c in range(0, channels, 8):
                         mass = mass + _exp2(load8(x, at + c) - shift)
-                    shift += _f32(np.log2(total(mass)))
+                    bits = _f32(np.log2(total(mass)))  # apart from the shift, beside which it might be lost
                     for c in range(0, channels, 8):
-                        store(unary, p * channels + c, (load8(x, at + c) - shift) * _f32(0.69314718056))
+                        store(unary, p * channels + c, (load8(x, at + c) - shift - bits) * _f32(0.69314718056))
                     continue
                 for c in range(0, wide, 16):
                     likely = _exp2(load16(x, at + c) - shift)

@@ -39,7 +39,10 @@ class Workspace:
 @contextmanager
 def workspace() -> Iterator[Workspace]:
     """A workspace for one call; calls at the same time each have their own."""
-    slab = _kept.pop() if _kept else np.empty(0, np.uint8)
+    try:
+        slab = _kept.pop()
+    except IndexError:  # the first call, or one beside another
+        slab = np.empty(0, np.uint8)
     space = Workspace(slab)
     yield space
     if space.wanted > len(slab):
