@@ -157,8 +157,8 @@ def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) 
     simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)
     multipliers = _multipliers(d)
-    count = min(16, 1 << (n // _POINTS_A_PART).bit_length() >> 1) or 1  # a power of two divides among threads
-    cuts = np.linspace(0, n, count + 1, dtype=int).tolist()
+    parts = min(16, 1 << (n // _POINTS_A_PART).bit_length() >> 1) or 1  # a power of two divides among threads
+    cuts = np.linspace(0, n, parts + 1, dtype=int).tolist()
     records = space.empty((n, 2 * d), points.dtype)
     tables = [space.empty(_table_size(last - first), np.int32) for first, last in itertools.pairwise(cuts)]
 
@@ -177,7 +177,7 @@ def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) 
             table = _empty_table(4 * len(table))
         return vertices, coordinates[:size].copy(), keys[:size].copy()
 
-    placed = run(place, range(count))
+    placed = run(place, range(parts))
 
     count, simplex, vertices = 0, 0, []
     coordinates = np.empty((sum(len(own) for _, own, _ in placed), d), np.int32)

@@ -106,9 +106,8 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
                 flat_weights[_at(start + k)] = offset[_at(higher)] - offset[_at(higher + 16)]
 
         for lane in range(lanes):
-            if latest < 0 or not _is_recorded(
-                flat_records, latest, origin, rank, lane, d
-            ):  # neighbours mostly share one
+            # Neighbouring points mostly share a simplex.
+            if latest < 0 or not _is_recorded(flat_records, latest, origin, rank, lane, d):
                 slot = np.int64(hashes[_at(lane)] * number(977)) * 0x9E3779B1 >> 12 & mask
                 while table[_at(slot)] >= 0 and not _is_recorded(flat_records, table[_at(slot)], origin, rank, lane, d):
                     slot = slot + 1 & mask

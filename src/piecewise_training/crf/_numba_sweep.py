@@ -266,7 +266,6 @@ def sweep_kernel(shared: int, others: int) -> Any:
         axes = shared + others
         wide = channels // 16 * 16
         x = np.empty(GROUP * channels, np.float32)
-        top = spread8(_f32(0))
         for g in range(len(groups)):
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
