@@ -43,10 +43,8 @@ Engine = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 def ours(image: np.ndarray, scores: np.ndarray, iterations: int, backend: Any = "auto") -> np.ndarray:
     """piecewise-training: marginals (K, H, W)."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    with torch.no_grad():
-        log_q = dense_crf(torch.from_numpy(scores)[None], pixels, iterations=iterations, backend=backend)
-    return log_q[0].exp_().numpy()
+    options = {"iterations": iterations, "backend": backend, "logarithm": False}
+    return dense_crf(scores, image.transpose(2, 0, 1), **options)
 
 
 def plain_torch(image: np.ndarray, scores: np.ndarray, iterations: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,9 +61,16 @@ def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> N
 def finite(name: str, value: Tensor) -> None:
     """Raises a ValueError where a tensor holds NaN or infinity: one would spread to every pixel."""
     # A sum is finite only if everything in it is, and five times faster to take than the exact answer.
-    if value.is_floating_point() and not bool(value.detach().sum().isfinite()) and not bool(value.isfinite().all()):
+    if value.is_floating_point() and not math.isfinite(_sum(value.detach())) and not bool(value.isfinite().all()):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"`{name}` must be finite; {bad} of {value.numel()} values are NaN or infinite.")
+
+
+def _sum(value: Tensor) -> float:
+    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
+        with np.errstate(all="ignore"):  # NumPy's: torch's threads would go on spinning beside those of the CRF
+            return float(value.numpy().sum())
+    return float(value.sum())
 
 
 def scalar(name: str, value: Tensor | float, *, positive: bool = False) -> None:

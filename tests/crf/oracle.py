@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
 def gaussian(features: np.ndarray) -> np.ndarray:
@@ -55,3 +56,8 @@ def mean_field(
                     energy[a] += compatibility[a, b] * message[b]
         q = softmax(-energy)
     return q
+
+
+def unit(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (B, d, N) with bandwidths of 1."""
+    return features, features.new_ones(features.shape[1])

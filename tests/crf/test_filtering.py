@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecewise_training.crf import GaussianKernel, NormalisedKernel, gaussian_filter
+from piecewise_training.crf import GaussianKernel, gaussian_filter
 from tests.crf import oracle
 
 BACKENDS = ["exact", "reference", "numba"]
@@ -23,7 +23,8 @@ def test_exact_filter_is_the_double_loop() -> None:
 def test_normalised_kernel_is_the_literal_one() -> None:
     features, values = torch.randn(1, 2, 25, dtype=torch.float64), torch.randn(1, 3, 25, dtype=torch.float64)
     expected = values[0].numpy() @ oracle.normalised(oracle.gaussian(features[0].numpy())).T
-    np.testing.assert_allclose(NormalisedKernel(features, backend="exact")(values)[0].numpy(), expected)
+    kernel = GaussianKernel(features, backend="exact", normalization="symmetric")
+    np.testing.assert_allclose(kernel(values)[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -45,7 +46,9 @@ def test_gradients_of_the_exact_filter() -> None:
     features = torch.randn(2, 2, 9, dtype=torch.float64, requires_grad=True)
     values = torch.randn(2, 3, 9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f, v: GaussianKernel(f, backend="exact")(v), (features, values))
-    assert torch.autograd.gradcheck(lambda f, v: NormalisedKernel(f, backend="exact")(v), (features, values))
+    assert torch.autograd.gradcheck(
+        lambda f, v: GaussianKernel(f, backend="exact", normalization="symmetric")(v), (features, values)
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
@@ -62,7 +65,8 @@ def test_numba_gradients_are_the_references() -> None:
         features = (2 * torch.randn(2, 3, 80, dtype=torch.float64)).requires_grad_()
         values = torch.randn(2, 20, 80, dtype=torch.float64, requires_grad=True)
         (
-            NormalisedKernel(features, backend=backend)(values) * torch.randn(2, 20, 80, dtype=torch.float64)
+            GaussianKernel(features, backend=backend, normalization="symmetric")(values)
+            * torch.randn(2, 20, 80, dtype=torch.float64)
         ).sum().backward()
         results.append((features.grad, values.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
@@ -78,7 +82,7 @@ def test_gradient_to_features_is_near_the_exact_one() -> None:
     for backend in ("exact", "reference"):
         bandwidth = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
         features = torch.stack([x, y]).reshape(1, 2, 480).double() / bandwidth
-        (NormalisedKernel(features, backend=backend)(values) * weight).sum().backward()
+        (GaussianKernel(features, backend=backend, normalization="symmetric")(values) * weight).sum().backward()
         slopes.append(float(bandwidth.grad))
     assert slopes[1] == pytest.approx(slopes[0], rel=0.1)
 

@@ -27,7 +27,7 @@ def test_numba_is_for_the_cpu() -> None:
 
 def test_exact_has_no_lattice() -> None:
     with pytest.raises(ValueError, match="'exact' is the plain sum and has no lattice"):
-        PermutohedralLattice.build(torch.zeros(1, 2, 3), "exact")
+        PermutohedralLattice.build(torch.zeros(1, 2, 3), backend="exact")
 
 
 @pytest.mark.parametrize("features", [torch.zeros(3, 4), torch.zeros(1, 0, 4), torch.zeros(1, 2, 3).half()])
@@ -44,5 +44,5 @@ def test_features_that_are_not_finite() -> None:
 
 
 def test_one_lattice_an_image() -> None:
-    lattices = PermutohedralLattice.build(torch.rand(3, 2, 10), "reference")
+    lattices = PermutohedralLattice.build(torch.rand(3, 2, 10), backend="reference")
     assert [lattice.backend for lattice in lattices] == ["reference"] * 3

@@ -219,7 +219,7 @@ GOOD = torch.zeros(1, 2, 4, 5), torch.zeros(1, 3, 4, 5)
 @pytest.mark.parametrize(
     ("scores", "image", "kernels", "error", "message"),
     [
-        (np.zeros((1, 2, 4, 5)), GOOD[1], {}, TypeError, "`scores` must be a torch.Tensor; got"),
+        ([[0.0]], GOOD[1], {}, TypeError, r"`scores` must be a torch.Tensor or a NumPy array; got a list of 1\."),
         (GOOD[0][0], GOOD[1], {}, ValueError, r"`scores` must be \(B, C, H, W\); got \(2, 4, 5\) float32. Add a batch"),
         (GOOD[0].long(), GOOD[1], {}, ValueError, "`scores` must be floating point"),
         (GOOD[0], GOOD[1][..., 1:], {}, ValueError, "must agree in batch, height and width; got .* Resize"),
@@ -231,7 +231,12 @@ GOOD = torch.zeros(1, 2, 4, 5), torch.zeros(1, 3, 4, 5)
         (*GOOD, {"pos_xy_std": torch.ones(1)}, ValueError, r"`pos_xy_std` must be a number or a tensor without axes"),
         (*GOOD, {"pos_w": float("nan")}, ValueError, "`pos_w` must be a finite number; got nan"),
         (*GOOD, {"iterations": -3}, ValueError, "`iterations` must be at least 0; got -3"),
-        (*GOOD, {"compatibility": torch.zeros(2, 2)}, ValueError, r"`compatibility` must be \(2, 2, 2\), a matrix"),
+        (
+            *GOOD,
+            {"compatibility": torch.zeros(2, 3)},
+            ValueError,
+            r"`compatibility` must be \(2,\), \(2, 2\) or one of these",
+        ),
     ],
 )
 def test_bad_input(scores: Any, image: Any, kernels: Any, error: type[Exception], message: str) -> None:

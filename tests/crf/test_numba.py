@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecewise_training.crf import _numba, _reference
+from tests.crf.oracle import unit
 
 # Batch, features, points, channels.
 SHAPES = [(1, 1, 1, 1), (1, 2, 7, 3), (2, 5, 60, 16), (3, 3, 33, 17), (1, 8, 40, 40)]
@@ -22,8 +23,8 @@ def test_filters_as_the_reference(shape: tuple[int, ...], dtype: torch.dtype, tr
     batch, dims, points, channels = shape
     features = torch.randn(batch, dims, points, dtype=dtype) * 2
     values = torch.randn(batch, channels, points, dtype=dtype)
-    expected = _reference.splat_blur_slice(_reference.build(features), values, transpose)
-    ours = _numba.splat_blur_slice(_numba.build(features), values, transpose)
+    expected = _reference.splat_blur_slice(_reference.build(*unit(features)), values, transpose)
+    ours = _numba.splat_blur_slice(_numba.build(*unit(features)), values, transpose)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 if dtype == torch.float32 else 1e-12)
 
@@ -33,55 +34,112 @@ def test_moments_as_the_reference(shape: tuple[int, ...]) -> None:
     batch, dims, points, channels = shape
     features = torch.randn(batch, dims, points, dtype=torch.float64)
     values, against = torch.randn(2, batch, channels, points, dtype=torch.float64)
-    expected = _reference.moments(_reference.build(features), features, values, against, True)
-    torch.testing.assert_close(_numba.moments(_numba.build(features), features, values, against, True), expected)
+    expected = _reference.moments(_reference.build(*unit(features)), features, values, against, True)
+    torch.testing.assert_close(_numba.moments(_numba.build(*unit(features)), features, values, against, True), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_normalizes_as_the_reference(symmetric: bool) -> None:
+    features = torch.randn(2, 3, 50)
+    ours, expected = (k.normalizer(k.build(*unit(features)), symmetric) for k in (_numba, _reference))
+    torch.testing.assert_close(ours, expected)
+
+
+def make_terms(
+    dims: tuple[int, ...], batch: int, pixels: int, classes: int
+) -> tuple[dict[str, list[_reference.Normalized]], list[torch.Tensor]]:
+    """Terms of these numbers of features for both backends: every kind of factors, of mixtures, and of sharing."""
+    terms: dict[str, list[_reference.Normalized]] = {"numba": [], "reference": []}
+    mixtures = []
+    for place, d in enumerate(dims):
+        features = 2 * torch.rand(batch if d > 2 else 1, d, pixels)
+        same = torch.rand(len(features), 1, pixels) / 3
+        apart = torch.rand(1, 1, pixels) / 10
+        before, after = [(same, same), (None, apart), (apart, None), (same, apart)][(place + classes) % 4]
+        mixtures.append([torch.tensor(0.3), torch.randn(classes), torch.randn(classes, classes)][(place + pixels) % 3])
+        for name, kernels in (("numba", _numba), ("reference", _reference)):
+            terms[name].append(_reference.Normalized(kernels.build(*unit(features)), before, after))
+    return terms, mixtures
+
+
+GRIDS = [
+    ((1, 1), 2, (2, 5)), ((1, 70), 1, (1,)), ((9, 13), 3, (2, 5)), ((70, 65), 8, (5, 2)), ((130, 66), 21, (3, 2, 4)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("matrix", [False, True])
-@pytest.mark.parametrize(
-    ("grid", "classes", "dims"),
-    [((1, 1), 2, (2, 5)), ((1, 70), 1, (1,)), ((9, 13), 3, (2, 5)), ((70, 65), 8, (5, 2)), ((130, 66), 21, (3, 2, 4))],
-)
-def test_infers_as_the_reference(
-    grid: tuple[int, int], classes: int, dims: tuple[int, ...], matrix: bool, batch: int
-) -> None:
+@pytest.mark.parametrize(("grid", "classes", "dims"), GRIDS)
+def test_infers_as_the_reference(grid: tuple[int, int], classes: int, dims: tuple[int, ...], batch: int) -> None:
     """Any number of terms of any dimension, one lattice for all images or one for each, several tiles."""
     pixels = grid[0] * grid[1]
-    features = [2 * torch.rand(batch if d > 2 else 1, d, pixels) for d in dims]
-    mixtures = [torch.randn(classes, classes) if matrix and i != 1 else torch.tensor(0.3 + i) for i in range(len(dims))]
+    terms, mixtures = make_terms(dims, batch, pixels, classes)
     logits = 3 * torch.randn(batch, classes, pixels)
-    terms = []
-    for backend in (_numba, _reference):
-        lattices = [backend.build(f) for f in features]
-        terms.append([[(s, v, w / 20, n) for s, v, w, n in own] for own in lattices])
-    ours = _numba.mean_field(terms[0], mixtures, logits, 3, grid)
-    expected = _reference.mean_field(terms[1], mixtures, logits, 3, grid)
+    ours, kept = _numba.mean_field(terms["numba"], mixtures, logits, 3, grid)
+    expected = _reference.mean_field(terms["reference"], mixtures, logits, 3, grid)
+    assert kept == [None] * batch
     torch.testing.assert_close(ours.exp(), expected.exp(), rtol=1e-4, atol=1e-5)
     likely = expected > -20
     torch.testing.assert_close(ours[likely], expected[likely], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("grid", "classes", "dims"), GRIDS)
+def test_gradients_are_those_of_the_reference(
+    grid: tuple[int, int], classes: int, dims: tuple[int, ...], batch: int
+) -> None:
+    """To logits, mixtures and factors, by autograd through the reference in double precision."""
+    pixels = grid[0] * grid[1]
+    terms, mixtures = make_terms(dims, batch, pixels, classes)
+    logits = 3 * torch.randn(batch, classes, pixels)
+    gradient = torch.randn(batch, classes, pixels)
+    log_q, kept = _numba.mean_field(terms["numba"], mixtures, logits, 3, grid, keep=True)
+    features = [torch.zeros(1, d, pixels) for d in dims]
+    to_logits, slopes = _numba.mean_field_gradients(kept, log_q, gradient, features)
+
+    def leaf(value: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value is None else value.double().requires_grad_()
+
+    work, mixed = logits.double().requires_grad_(), [m.double().requires_grad_() for m in mixtures]
+    doubled = [
+        _reference.Normalized([(s, v, w.double(), n) for s, v, w, n in tables], leaf(before), leaf(after))
+        for tables, before, after in terms["reference"]
+    ]
+    _reference.mean_field(doubled, mixed, work, 3, grid).backward(gradient.double())
+    torch.testing.assert_close(to_logits, work.grad.float(), rtol=1e-4, atol=1e-4)
+    for term, mixture, (products, before, after, _) in zip(doubled, mixed, slopes, strict=True):
+        mine = [products, products.diagonal(), products.diagonal().sum()][2 - mixture.ndim]
+        torch.testing.assert_close(mine, mixture.grad, rtol=1e-4, atol=1e-4 * float(products.abs().max()))
+        for found, factor in ((before, term.before), (after, term.after)):
+            if factor is not None:
+                found = found if len(factor) == len(found) else found.sum(0, keepdim=True)
+                scale = float(factor.grad.abs().max())
+                torch.testing.assert_close(found.double(), factor.grad, rtol=1e-4, atol=1e-4 * scale)
+
+
 def test_probabilities_near_zero_keep_their_logarithm() -> None:
     logits = torch.tensor([[[0.0], [-300.0]]])
-    lattices = [(s, v, 0 * w, n) for s, v, w, n in _numba.build(torch.zeros(1, 2, 1))]
-    torch.testing.assert_close(_numba.mean_field([lattices], [torch.tensor(1.0)], logits, 2, (1, 1)), logits)
+    term = _reference.Normalized(_numba.build(*unit(torch.zeros(1, 2, 1))), torch.zeros(1, 1, 1), None)
+    torch.testing.assert_close(_numba.mean_field([term], [torch.tensor(1.0)], logits, 2, (1, 1))[0], logits)
 
 
-def test_infers_the_same_bits_for_any_number_of_threads() -> None:
-    """Several parts, whose sums are taken in their order."""
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    """Several parts, whose sums are taken in their order, forwards and backwards."""
     features, logits = 9 * torch.rand(1, 3, 300 * 200), torch.randn(1, 3, 300 * 200)
     threads = torch.get_num_threads()
+    results = []
     try:
-        results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            lattices = [(s, v, w / 100, n) for s, v, w, n in _numba.build(features)]
-            results.append(_numba.mean_field([lattices], [torch.tensor(1.0)], logits, 3, (300, 200)))
+            lattices = _numba.build(*unit(features))
+            factor = _numba.normalizer(lattices, True)
+            term = _reference.Normalized(lattices, factor, factor)
+            log_q, kept = _numba.mean_field([term], [torch.eye(3)], logits, 3, (300, 200), keep=True)
+            to_logits, (slopes,) = _numba.mean_field_gradients(kept, log_q, logits, [features])
+            results.append([log_q, to_logits, *slopes])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,8 +151,8 @@ def test_infers_the_same_bits_for_any_number_of_threads() -> None:
 )
 def test_builds_the_reference_lattice(dims: int, points: int, scale: float, seed: int) -> None:
     features = scale * torch.randn(1, dims, points, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    simplices, vertices, weights, neighbours = _numba.build(features)[0]
-    expected_simplices, expected_vertices, expected_weights, expected_neighbours = _reference.build(features)[0]
+    simplices, vertices, weights, neighbours = _numba.build(*unit(features))[0]
+    expected_simplices, expected_vertices, expected_weights, expected_neighbours = _reference.build(*unit(features))[0]
     assert len(vertices) == len(expected_vertices)
     vertices, expected_vertices = vertices[simplices], expected_vertices[expected_simplices]
     torch.testing.assert_close(weights, expected_weights, rtol=1e-7, atol=1e-7)
@@ -107,7 +165,7 @@ def test_builds_the_reference_lattice(dims: int, points: int, scale: float, seed
 
 def test_neighbouring_pixels_of_one_simplex_share_vertices() -> None:
     features = torch.zeros(1, 2, 5)
-    simplices, vertices, _, _ = _numba.build(features)[0]
+    simplices, vertices, _, _ = _numba.build(*unit(features))[0]
     assert simplices.tolist() == [0] * 5
     assert vertices.shape == (1, 3)
 
@@ -119,7 +177,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
         results = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(_numba.splat_blur_slice(_numba.build(features), values))
+            results.append(_numba.splat_blur_slice(_numba.build(*unit(features)), values))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
@@ -128,10 +186,10 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 def test_called_from_many_threads_at_once() -> None:
     features, values = torch.randn(1, 3, 300), torch.randn(1, 20, 300)
-    expected = _numba.splat_blur_slice(_numba.build(features), values)
+    expected = _numba.splat_blur_slice(_numba.build(*unit(features)), values)
     results: list[torch.Tensor] = []
     workers = [
-        threading.Thread(target=lambda: results.append(_numba.splat_blur_slice(_numba.build(features), values)))
+        threading.Thread(target=lambda: results.append(_numba.splat_blur_slice(_numba.build(*unit(features)), values)))
         for _ in range(8)
     ]
     for worker in workers:
@@ -144,6 +202,6 @@ def test_called_from_many_threads_at_once() -> None:
 
 def test_non_contiguous_arguments() -> None:
     features, values = torch.randn(1, 200, 3).transpose(1, 2), torch.randn(1, 200, 5).transpose(1, 2)
-    ours = _numba.splat_blur_slice(_numba.build(features), values)
-    expected = _numba.splat_blur_slice(_numba.build(features.contiguous()), values.contiguous())
+    ours = _numba.splat_blur_slice(_numba.build(*unit(features)), values)
+    expected = _numba.splat_blur_slice(_numba.build(*unit(features.contiguous())), values.contiguous())
     assert torch.equal(ours, expected)

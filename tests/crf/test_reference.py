@@ -8,11 +8,12 @@ import torch
 
 from piecewise_training.crf import _reference
 from tests.crf import oracle
+from tests.crf.oracle import unit
 
 
 def test_weights_are_barycentric() -> None:
     features = torch.randn(1, 4, 50, dtype=torch.float64) * 3
-    simplices, vertices, weights, neighbours = _reference.build(features)[0]
+    simplices, vertices, weights, neighbours = _reference.build(*unit(features))[0]
     assert vertices[simplices].shape == weights.shape == (50, 5)
     assert len(torch.unique(vertices, dim=0)) == len(vertices)
     assert neighbours.shape[:2] == (5, 2)
@@ -30,7 +31,7 @@ def test_vertices_surround_their_point() -> None:
 
 
 def test_neighbours_are_mutual() -> None:
-    *_, neighbours = _reference.build(torch.rand(1, 2, 200) * 5)[0]
+    *_, neighbours = _reference.build(*unit(torch.rand(1, 2, 200) * 5))[0]
     size = neighbours.shape[2]
     for before, after in neighbours:
         for v in range(size):
@@ -69,7 +70,7 @@ def test_lattice_errs_by_a_few_per_cent(kind: str, bound: float) -> None:
     spatial, bilateral = oracle.image_features(image, 3.0, 40.0, 13.0)
     features = torch.from_numpy(spatial if kind == "spatial" else bilateral)
     values = torch.rand(4, features.shape[1], dtype=torch.float64)
-    ours = _reference.splat_blur_slice(_reference.build(features[None]), values[None])[0]
+    ours = _reference.splat_blur_slice(_reference.build(*unit(features[None])), values[None])[0]
     exact = _reference.exact_sum(features, values)
     # The kernels are normalised in use, so a constant factor does not matter.
     ours = ours * (exact.sum() / ours.sum())
@@ -78,7 +79,7 @@ def test_lattice_errs_by_a_few_per_cent(kind: str, bound: float) -> None:
 
 def test_transpose_is_the_transpose() -> None:
     features = torch.rand(1, 3, 40, dtype=torch.float64) * 6
-    tables = _reference.build(features)
+    tables = _reference.build(*unit(features))
     identity = torch.eye(40, dtype=torch.float64)[None]
     forward = _reference.splat_blur_slice(tables, identity)[0]
     backward = _reference.splat_blur_slice(tables, identity, transpose=True)[0]
@@ -88,7 +89,7 @@ def test_transpose_is_the_transpose() -> None:
 
 def test_moments_are_filtered_products() -> None:
     features, values, against = torch.rand(2, 3, 30), torch.rand(2, 4, 30), torch.rand(2, 4, 30)
-    tables = _reference.build(features)
+    tables = _reference.build(*unit(features))
     ours = _reference.moments(tables, features, values, against, transpose=True)
     for d in range(3):
         filtered = _reference.splat_blur_slice(tables, features[:, d : d + 1] * values, transpose=True)

@@ -19,20 +19,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from piecewise_training.crf import _numba_build, _numba_filter, _numba_meanfield
-from piecewise_training.crf._reference import Tables
+from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield
+from piecewise_training.crf._numba_meanfield import MeanField, Term
+from piecewise_training.crf._reference import Normalized, Tables
 from piecewise_training.crf._workspace import Workspace, workspace
 
 _BLOCK = _numba_filter.BLOCK
 _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
 
 
-def build(features: Float[Tensor, "b d n"]) -> list[Tables]:
+def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`."""
+    scales = (_scales(features.shape[1]) / _array(bandwidths)).astype(_array(features).dtype)
 
     def build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
         with workspace() as space:
-            return _build_one(points, space, run)
+            return _build_one(points, scales, space, run)
 
     with _team() as run:
         if len(features) >= torch.get_num_threads():
@@ -52,7 +54,7 @@ def splat_blur_slice(
     def task(index: tuple[int, int]) -> None:
         image, first = index
         if first == channels - 1:
-            _numba_filter.filter_one(*tables[image], source[image, first], transpose, target[image, first])
+            _filter_one(tables[image], source[image, first], transpose, target[image, first], _one_by_one)
             return
         block = slice(first, first + _BLOCK)
         lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
@@ -61,6 +63,41 @@ def splat_blur_slice(
     with _team() as run:
         run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
     return out
+
+
+def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 1 n"]:
+    """One over what the filter makes of ones, or over its root; see `_reference.normalizer`."""
+    tables = _arrays(lattices)
+    sums = np.empty((len(tables), 1, len(tables[0][0])), tables[0][2].dtype)
+    ones = np.ones_like(sums[0, 0])
+
+    def task(image: int, run: _numba_meanfield.Run) -> None:
+        own = sums[image, 0]
+        _filter_one(tables[image], ones, False, own, run)
+        own += own.dtype.type(1e-20)
+        np.divide(1, np.sqrt(own, out=own) if symmetric else own, out=own)
+
+    _by_image(task, len(tables))
+    return torch.from_numpy(sums)
+
+
+def _filter_one(
+    tables: _numba_meanfield.Tables, values: np.ndarray, transpose: bool, out: np.ndarray, run: _numba_meanfield.Run
+) -> None:
+    """Filters a single channel, as normalisation does."""
+    *points, neighbours = tables
+    cuts = _cuts(len(values))
+    lattices = np.empty((len(cuts) - 1, neighbours.shape[2] + 1), values.dtype)
+    parts = range(len(lattices))
+    run(lambda part: _numba_filter.splat_one(*points, *cuts[part : part + 2], values, lattices[part]), parts)
+    blurred = _numba_filter.blur_one(neighbours, lattices.sum(0), transpose)
+    run(lambda part: _numba_filter.slice_one(*points, *cuts[part : part + 2], blurred, out), parts)
+
+
+def _cuts(points: int) -> list[int]:
+    """Where parts begin, and the end: a power of two of them, which divides among threads."""
+    parts = min(16, 1 << (points // _POINTS_A_PART).bit_length() >> 1) or 1
+    return np.linspace(0, points, parts + 1, dtype=int).tolist()
 
 
 def moments(
@@ -78,6 +115,13 @@ def moments(
     feature, source, other = _array(features), _array(values), _array(against)
     tables = _arrays(lattices)
 
+    def together(image: int) -> None:
+        for first in range(0, dims, _BLOCK):  # of a single channel all features side by side
+            block = slice(first, first + _BLOCK)
+            lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
+            _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
+        parts[image, :, 0] *= other[image]
+
     def task(index: tuple[int, int, int]) -> None:
         image, dim, part = index
         block = slice(blocks[part], blocks[part] + _BLOCK)
@@ -86,35 +130,107 @@ def moments(
         _numba_filter.slice_dot(*tables[image][:3], lattice, other[image, block], parts[index])
 
     with _team() as run:
-        run(task, np.ndindex(batch, dims, len(blocks)))
+        if channels == 1:
+            run(together, range(batch))
+        else:
+            run(task, np.ndindex(batch, dims, len(blocks)))
     return torch.from_numpy(parts.sum(2))
 
 
 def mean_field(
-    terms: Sequence[Sequence[Tables]],
+    terms: Sequence[Normalized],
     mixtures: Sequence[Tensor],
     logits: Float[Tensor, "b k n"],
     iterations: int,
     grid: tuple[int, int],
-) -> Float[Tensor, "b k n"]:
-    """Mean field without gradients, in single precision; see `_reference.mean_field`."""
-    tables = [_arrays(lattices) for lattices in terms]
-    weights = [_array(mixture) for mixture in mixtures]
+    logarithm: bool = True,
+    keep: bool = False,
+) -> tuple[Float[Tensor, "b k n"], list[MeanField]]:
+    """Mean field in single precision, and where it is to be kept what the gradients need; see `_reference.mean_field`.
+
+    The gradients need logarithms.
+    """
     out = torch.empty(logits.shape)
     scores, target = _array(logits), out.numpy()
+    states: list[Any] = [None] * len(scores)
+    own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
 
     def infer(image: int, run: _numba_meanfield.Run) -> None:
-        own = [lattices[image if len(lattices) > 1 else 0] for lattices in tables]
         with workspace() as space:
-            _numba_meanfield.mean_field(own, weights, scores[image], iterations, grid, target[image], space, run)
+            lasting = Workspace(np.empty(0, np.uint8)) if keep else space
+            state = MeanField(own[image], scores.shape[1], grid, lasting, run)
+            state.infer(scores[image], iterations, target[image], logarithm, keep, space, run)
+            if keep:
+                states[image] = state
 
+    _by_image(infer, len(scores))
+    return out, states
+
+
+def mean_field_gradients(
+    states: Sequence[MeanField],
+    log_q: Float[Tensor, "b k n"],
+    gradient: Float[Tensor, "b k n"],
+    features: Sequence[Float[Tensor, "b d n"] | None],
+) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """The gradients to the logits and to each term's mixture, factors before and after, and bandwidths.
+
+    Args:
+        states: what `mean_field` has kept.
+        log_q: what it gave.
+        gradient: that to log_q.
+        features: each term's in bandwidths, for each image or for all, where its bandwidths are learned.
+    """
+    to_logits = torch.empty(log_q.shape)
+    found: list[Any] = [None] * len(states)
+    marginals, received, out = _array(log_q), _array(gradient), to_logits.numpy()
+    arrays = [None if f is None else _array(f) for f in features]
+
+    def pull(image: int, run: _numba_meanfield.Run) -> None:
+        state = states[image]
+        own = [None if f is None else f[image if len(f) > 1 else 0] for f in (arrays[i] for i in state.places)]
+        with workspace() as space:
+            slopes = _numba_backward.gradients(state, marginals[image], received[image], own, out[image], space, run)
+        found[image] = [slopes[state.places.index(term)] for term in range(len(slopes))]
+
+    _by_image(pull, len(states))
+    return to_logits, [_of_batch(list(term)) for term in zip(*found, strict=True)]
+
+
+def _of_batch(slopes: Sequence[_numba_backward.Slopes]) -> list[Tensor | None]:
+    """One term's gradients of all images: those to the mixture and the spreads added up, those to factors stacked."""
+    mixture = torch.from_numpy(np.sum([own.mixture for own in slopes], 0))
+    learned = [own.learned for own in slopes if own.learned is not None]
+    if not learned:
+        return [mixture, None, None, None]
+    before, after, spreads = (np.stack(parts) for parts in zip(*learned, strict=True))
+    return [mixture, *(torch.from_numpy(f[:, None]) for f in (before, after)), torch.from_numpy(spreads.sum(0))]
+
+
+def _of_image(terms: Sequence[Normalized], mixtures: Sequence[Tensor], image: int) -> list[Term]:
+    """The terms of one image of a batch."""
+    found = []
+    for (lattices, before, after), mixture in zip(terms, mixtures, strict=True):
+        tables = _arrays([lattices[image if len(lattices) > 1 else 0]])[0]
+        ones = np.ones(len(tables[0]), np.float32)
+        first = ones if before is None else _of_one(before, image)
+        second = ones if after is None else _of_one(after, image)
+        found.append(Term(tables, first, first if before is after else second, _array(mixture)))
+    return found
+
+
+def _of_one(factor: Tensor, image: int) -> np.ndarray:
+    return _array(factor)[image if len(factor) > 1 else 0, 0]
+
+
+def _by_image(task: Callable[[int, _numba_meanfield.Run], None], images: int) -> None:
+    """Works on whole images side by side, or on one after the other where they are fewer than threads."""
     with _team() as run:
-        if len(scores) >= torch.get_num_threads():  # whole images side by side
-            run(lambda image: infer(image, _one_by_one), range(len(scores)))
+        if images >= torch.get_num_threads():
+            run(lambda image: task(image, _one_by_one), range(images))
         else:
-            for image in range(len(scores)):
-                infer(image, run)
-    return out
+            for image in range(images):
+                task(image, run)
 
 
 def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -152,13 +268,12 @@ def _arrays(lattices: Sequence[Tables]) -> list[_numba_meanfield.Tables]:
     return [(s.numpy(), v.numpy(), w.contiguous().numpy(), n.numpy()) for s, v, w, n in lattices]
 
 
-def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) -> Tables:
+def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: _numba_meanfield.Run) -> Tables:
     d, n = points.shape
     simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)
     multipliers = _multipliers(d)
-    parts = min(16, 1 << (n // _POINTS_A_PART).bit_length() >> 1) or 1  # a power of two divides among threads
-    cuts = np.linspace(0, n, parts + 1, dtype=int).tolist()
+    cuts = _cuts(n)
     records = space.empty((n, 2 * d), points.dtype)
     tables = [space.empty(_table_size(last - first), np.int32) for first, last in itertools.pairwise(cuts)]
 
@@ -167,7 +282,7 @@ def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) 
         first, last = cuts[part : part + 2]
         own, table = records[first:last], tables[part]
         table[:] = -1
-        count = _numba_build.place(points, first, last, _scales(d, points.dtype), simplices, weights, own, table)
+        count = _numba_build.place(points, first, last, scales, simplices, weights, own, table)
         vertices = np.empty((count, d + 1), np.int32)
         coordinates = np.empty((vertices.size, d), np.int32)
         keys = np.empty(vertices.size, np.uint64)
@@ -177,7 +292,7 @@ def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) 
             table = _empty_table(4 * len(table))
         return vertices, coordinates[:size].copy(), keys[:size].copy()
 
-    placed = run(place, range(parts))
+    placed = run(place, range(len(cuts) - 1))
 
     count, simplex, vertices = 0, 0, []
     coordinates = np.empty((sum(len(own) for _, own, _ in placed), d), np.int32)
@@ -196,8 +311,9 @@ def _build_one(points: np.ndarray, space: Workspace, run: _numba_meanfield.Run) 
     return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
-def _scales(d: int, dtype: np.dtype[Any]) -> np.ndarray:
-    return np.array([math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)], dtype)
+def _scales(d: int) -> np.ndarray:
+    """What features are multiplied by on their way into the lattice."""
+    return np.array([math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2)) for i in range(d)])
 
 
 def _multipliers(d: int) -> np.ndarray:

@@ -38,25 +38,38 @@ def splat_blur(simplices, vertices, weights, neighbours, values, transpose):  # 
 
 
 @kernel
-def filter_one(simplices, vertices, weights, neighbours, values, transpose, out):  # type: ignore[no-untyped-def]
-    """Filters a single channel, as normalisation does."""
-    axes, _, size = neighbours.shape
-    lattice = np.zeros(size + 1, values.dtype)
-    blurred = np.zeros(size + 1, values.dtype)
-    for p in range(len(values)):
+def splat_one(simplices, vertices, weights, first, last, values, lattice):  # type: ignore[no-untyped-def]
+    """Adds a single channel of some points to an empty lattice."""
+    axes = vertices.shape[1]
+    lattice[:] = 0
+    for p in range(first, last):
         simplex = simplices[p]
         for k in range(axes):
             lattice[vertices[simplex, k]] += weights[p, k] * values[p]
-    half = values.dtype.type(0.5)
+
+
+@kernel
+def blur_one(neighbours, lattice, transpose):  # type: ignore[no-untyped-def]
+    """The blurred lattice of a single channel."""
+    axes, _, size = neighbours.shape
+    blurred = np.zeros(size + 1, lattice.dtype)
+    half = lattice.dtype.type(0.5)
     for step in range(axes):
         axis = axes - 1 - step if transpose else step
         for v in range(size):
             blurred[v] = lattice[v] + half * (lattice[neighbours[axis, 0, v]] + lattice[neighbours[axis, 1, v]])
         lattice, blurred = blurred, lattice
-    scale = values.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
-    for p in range(len(values)):
+    return lattice
+
+
+@kernel
+def slice_one(simplices, vertices, weights, first, last, lattice, out):  # type: ignore[no-untyped-def]
+    """Reads a single channel back at some points."""
+    axes = vertices.shape[1]
+    scale = out.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
+    for p in range(first, last):
         simplex = simplices[p]
-        received = values.dtype.type(0)
+        received = out.dtype.type(0)
         for k in range(axes):
             received += weights[p, k] * lattice[vertices[simplex, k]]
         out[p] = scale * received

@@ -1,4 +1,4 @@
-"""Mean field for one image with Numba: how its pixels are laid out and its work shared out; the twin of `_reference`'s.
+"""Mean field for one image with Numba: how its pixels are laid out and the work on them shared out.
 
 Pixels are worked through by tiles of the image and, within a tile, by simplex, so that the vertices they share are in
 the cache. Tiles are dealt to parts, each with its own copy of the vertices that it touches. The number of parts depends
@@ -10,19 +10,37 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from piecewise_training.crf import _numba_layout as layouts
 from piecewise_training.crf import _numba_sweep as kernels
 from piecewise_training.crf._workspace import Workspace
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference.Tables`
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = np.float32(1.4426950408889634)
+IMPOSSIBLE = np.float32(-2e38)  # the score of a class that there is not
 _PIXELS_A_PART = 20_000
 _MOST_PARTS = 16
+
+
+class Term(NamedTuple):
+    """One term of an image.
+
+    Attributes:
+        tables: its lattice, float32.
+        before: the factor of each pixel before filtering (N,).
+        after: the factor of each pixel after filtering (N,); the same array where the two are one.
+        mixture: what its filtered marginals add to the logits: (K, K), its diagonal (K,) or a multiple () of identity.
+    """
+
+    tables: Tables
+    before: np.ndarray
+    after: np.ndarray
+    mixture: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -30,123 +48,251 @@ class _Layout:
     """Where everything lies.
 
     Attributes:
+        order: the pixel at each position.
         positions: the position of each pixel.
         tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
         bounds: the positions at which parts begin, and the end.
         groups: for each part the positions at which pixels of another simplex of the finest lattice begin.
         rows: the parts' copies of the vertices around the pixel at each position (N, V), those of all terms.
-        shares: its weight at each of them.
+        shares: its weight at each of them in what it receives.
+        sends: its weight at each of them in what it sends; the same array where the two are one.
         owners: the vertex behind each copy, among those of its term.
         ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
     """
 
+    order: np.ndarray
     positions: np.ndarray
     tiles: list[np.ndarray]
     bounds: np.ndarray
     groups: list[np.ndarray]
     rows: np.ndarray
     shares: np.ndarray
+    sends: np.ndarray
     owners: np.ndarray
     ranges: list[np.ndarray]
 
 
-def mean_field(
-    terms: Sequence[Tables],
-    mixtures: Sequence[np.ndarray],
-    logits: np.ndarray,
-    iterations: int,
-    grid: tuple[int, int],
-    out: np.ndarray,
-    space: Workspace,
-    run: Run,
-) -> None:
-    """Fills in the log-marginals of one image; see `_reference.mean_field`.
+class MeanField:
+    """The state of one image, which lives as long as a gradient may be asked for.
 
-    Args:
-        terms: the lattice of each term, float32.
-        mixtures: (K, K) or () of each term: what its filtered marginals add to the logits.
-        logits: (K, N) float32.
-        iterations: updates.
-        grid: rows and columns of the pixels.
-        out: (K, N) float32.
-        space: memory.
-        run: calls a function for each of some items, on threads.
+    Attributes:
+        classes: K.
+        channels: K, filled up to a multiple of 8.
+        terms: one or more, that with the finest lattice first, by whose simplices pixels are grouped.
+        places: the place of each of them among those given.
+        axes: the number of blur axes of each term.
+        sizes: the number of vertices of each term, and one more for those that are missing.
+        layout: where everything lies.
+        kept: the marginals before each update, where they are kept, as rows of channels at the pixels' positions.
+        lattices: the filtered marginals of each update by term (channels / 8, size, 8), where they are kept.
     """
-    # The finest lattice first: pixels are grouped by its simplices.
-    terms, mixtures = zip(
-        *sorted(zip(terms, mixtures, strict=True), key=lambda pair: -pair[0][1].shape[1]), strict=True
-    )
-    classes, pixels = logits.shape
-    scores = logits.reshape(-1)
-    channels = -(-classes // 8) * 8
-    layout = _lay_out(terms, grid, space, run)
-    weights = [_padded(m, classes, channels, t[1].shape[1]) for m, t in zip(mixtures, terms, strict=True)]
-    sizes = [neighbours.shape[2] + 1 for *_, neighbours in terms]
-    messages = space.empty(max(len(layout.owners), sum(sizes)) * channels)  # also what the blur needs beside lattices
-    marginals = space.empty(len(layout.owners) * channels)
-    lattices = [space.empty((channels // 8, size, 8)) for size in sizes]
-    unary = space.empty(pixels * channels)
-    shared = terms[0][1].shape[1]
-    sweep = kernels.sweep_kernel(shared, layout.rows.shape[1] - shared)
-    rows, shares = layout.rows.reshape(-1), layout.shares.reshape(-1)
-    parts = range(len(layout.bounds) - 1)
 
-    def begin(part: int) -> None:
-        kernels.permute_in(scores, classes, layout.tiles[part], grid[1], layout.positions, channels, unary)
-        for ranges in layout.ranges:
-            first, last = ranges[part] * channels
-            messages[first:last] = 0
-            marginals[first:last] = 0
+    def __init__(self, terms: Sequence[Term], classes: int, grid: tuple[int, int], space: Workspace, run: Run) -> None:
+        """Lays an image out, in memory that must stay as long as the state; `run` is as for `infer`."""
+        self.classes, self.channels = classes, -(-classes // 8) * 8
+        self.places = sorted(range(len(terms)), key=lambda place: -terms[place].tables[1].shape[1])
+        self.terms = [terms[place] for place in self.places]
+        self.axes = [term.tables[1].shape[1] for term in self.terms]
+        self.sizes = [term.tables[3].shape[2] + 1 for term in self.terms]
+        self.layout = _lay_out(self.terms, grid, space, run)
+        self.parts = range(len(self.layout.tiles))
+        self.kept: list[np.ndarray] = []
+        self.lattices: list[list[np.ndarray]] = []
+        self._width = grid[1]
 
-    def update(part: int, iteration: int) -> None:
-        if iteration:
-            for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
-                kernels.fetch(layout.owners, *ranges[part], lattice, weight, channels, messages, marginals)
-        final = iteration == iterations
-        last = layout.bounds[part + 1]
-        sweep(layout.groups[part], last, channels, unary, rows, shares, messages, marginals, final)
+    def infer(
+        self,
+        logits: np.ndarray,
+        iterations: int,
+        out: np.ndarray,
+        logarithm: bool,
+        keep: bool,
+        space: Workspace,
+        run: Run,
+    ) -> None:
+        """Fills in the marginals (K, N) after some updates; see `_reference.mean_field`.
 
-    def blur(index: tuple[int, int]) -> None:
+        Args:
+            logits: (K, N) float32.
+            iterations: updates.
+            out: (K, N) float32.
+            logarithm: whether to fill in their logarithms instead, as the gradients need them.
+            keep: whether to keep what the gradients need.
+            space: memory for the length of the call.
+            run: calls a function for each of some items, on threads.
+        """
+        work = Buffers.of(self, space)
+        base = space.empty(len(self.layout.order) * self.channels)
+        lattices = [space.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
+        weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
+        self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
+        self.clear((work.messages, work.copies), run)
+        for iteration in range(iterations + 1):
+            stage, kept = kernels.ITERATE, base
+            if iteration == iterations:
+                stage = kernels.FINISH_LOG if logarithm else kernels.FINISH
+            elif keep:
+                stage, kept = kernels.KEEP, np.empty(base.size, np.float32)
+                lattices = [np.empty_like(lattice) for lattice in lattices]
+                self.kept.append(kept)
+                self.lattices.append(lattices)
+            self.sweep((base, kept, base), work, stage, run)
+            if iteration < iterations:
+                self.filter(work, lattices, run)
+                self.fetch(lattices, weights, work, run)
+        self.leave(base, out, run)
+
+    def shape_of_lattice(self, term: int) -> tuple[int, int, int]:
+        """Blocks of eight channels, vertices, and eight."""
+        return self.channels // 8, self.sizes[term], 8
+
+    def weight_of_blur(self, term: int) -> float:
+        """What filtering multiplies by, so that a Gaussian has its right size."""
+        return 1 / (1 + 2.0 ** (1 - self.axes[term]))
+
+    def weight(self, term: int, unit: float, transpose: bool = False) -> np.ndarray:
+        """What blurred marginals of class b (row) add to the scores of channel c (column), in a unit.
+
+        A single row is the diagonal of the matrix that it stands for.
+        """
+        mixture = self.terms[term].mixture * np.float64(unit * self.weight_of_blur(term))
+        padded = np.zeros((self.classes if mixture.ndim == 2 else 1, self.channels), np.float32)
+        padded[:, : self.classes] = mixture if transpose else mixture.T
+        return padded
+
+    def enter(self, planes: np.ndarray, unit: np.float32, missing: np.float32, rows: np.ndarray, run: Run) -> None:
+        """Fills in rows of channels at the pixels' positions from planes (K, N)."""
+        flat, layout = planes.reshape(-1), self.layout
+        placed = self._width, layout.positions, self.channels, unit, missing, rows
+        run(lambda part: layouts.permute_in(flat, self.classes, layout.tiles[part], *placed), self.parts)
+
+    def leave(self, rows: np.ndarray, planes: np.ndarray, run: Run) -> None:
+        """Fills in planes (K, N) from rows of channels at the pixels' positions."""
+        flat, layout = planes.reshape(-1), self.layout
+        placed = self._width, layout.positions, self.channels, self.classes, flat
+        run(lambda part: layouts.permute_out(rows, layout.tiles[part], *placed), self.parts)
+
+    def clear(self, tables: Sequence[np.ndarray], run: Run) -> None:
+        """Empties tables of one row of channels a copy."""
+
+        def clear(part: int) -> None:
+            for ranges in self.layout.ranges:
+                first, last = ranges[part] * self.channels
+                for table in tables:
+                    table[first:last] = 0
+
+        run(clear, self.parts)
+
+    def sweep(self, rows: tuple[np.ndarray, np.ndarray, np.ndarray], work: Buffers, stage: int, run: Run) -> None:
+        """One pass over the pixels; `rows` are the kernel's `base`, `kept` and `change`."""
+        layout, backwards = self.layout, stage in (kernels.TURN, kernels.RETURN)
+        weights = (layout.sends, layout.shares) if backwards else (layout.shares, layout.sends)
+        fixed = layout.rows.reshape(-1), *(w.reshape(-1) for w in weights), work.messages, work.copies, stage
+        kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), int(backwards))
+
+        def sweep(part: int) -> None:
+            kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed)
+
+        run(sweep, self.parts)
+
+    def filter(self, work: Buffers, lattices: Sequence[np.ndarray], run: Run) -> None:
+        """Adds the parts' copies up in lattices and blurs them."""
+        blocks = np.ndindex(len(lattices), self.channels // 8)
+        largest_first = sorted(blocks, key=lambda index: -self.sizes[index[0]])
+
+        def filter_block(index: tuple[int, int]) -> None:
+            term, block = index
+            self.filter_block(work.copies, lattices[term], work.scratch[term][block].reshape(-1), index)
+
+        run(filter_block, largest_first)
+
+    def filter_block(
+        self,
+        copies: np.ndarray,
+        lattice: np.ndarray,
+        scratch: np.ndarray,
+        index: tuple[int, int],
+        transpose: bool = False,
+        look: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
+        """Filters a block (term, eight channels); `look` sees the sums before they are blurred."""
         term, block = index
-        lattice = lattices[term][block].reshape(-1)
-        start = sum(sizes[:term]) * channels + block * lattice.size
-        sent = layout.owners, layout.ranges[term], marginals[8 * block :], channels
-        kernels.blur(*sent, terms[term][3], lattice, messages[start : start + lattice.size])
+        target = lattice[block].reshape(-1)
+        source, other = (target, scratch) if self.axes[term] % 2 == 0 else (scratch, target)
+        self.collect(copies, index, source)
+        if look is not None:
+            look(source)
+        kernels.blur(self.terms[term].tables[3], source, other, transpose)
 
-    blocks = sorted(np.ndindex(len(terms), channels // 8), key=lambda index: -terms[index[0]][3].size)
-    run(begin, parts)
-    for iteration in range(iterations + 1):
-        run(lambda part: update(part, iteration), parts)  # noqa: B023
-        if iteration < iterations:
-            run(blur, blocks)
-    placed = grid[1], layout.positions, channels, classes, out.reshape(-1)
-    run(lambda part: kernels.permute_out(unary, layout.tiles[part], *placed), parts)
+    def collect(self, copies: np.ndarray, index: tuple[int, int], lattice: np.ndarray) -> None:
+        """Adds the parts' copies of a block (term, eight channels) up."""
+        term, block = index
+        layout = self.layout
+        kernels.collect(layout.owners, layout.ranges[term], copies[8 * block :], self.channels, lattice)
+
+    def fetch(self, lattices: Sequence[np.ndarray], weights: Sequence[np.ndarray], work: Buffers, run: Run) -> None:
+        """Hands each part its messages, and empties its copies."""
+        layout = self.layout
+
+        def fetch(part: int) -> None:
+            for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
+                first, last = ranges[part]
+                kernels.fetch(layout.owners, first, last, lattice, weight, self.channels, work.messages)
+                work.copies[first * self.channels : last * self.channels] = 0
+
+        run(fetch, self.parts)
 
 
-def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], space: Workspace, run: Run) -> _Layout:
+@dataclass(frozen=True)
+class Buffers:
+    """What an iteration works with.
+
+    Attributes:
+        copies: the parts' copies of what pixels send to vertices, a row of channels each.
+        messages: what they receive.
+        scratch: for each term as much as its lattice.
+    """
+
+    copies: np.ndarray
+    messages: np.ndarray
+    scratch: list[np.ndarray]
+
+    @classmethod
+    def of(cls, state: MeanField, space: Workspace) -> Buffers:
+        """Buffers for an image."""
+        rows = len(state.layout.owners) * state.channels
+        scratch = [space.empty(state.shape_of_lattice(term)) for term in range(len(state.terms))]
+        return cls(space.empty(rows), space.empty(rows), scratch)
+
+
+def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, run: Run) -> _Layout:
     height, width = grid
     pixels = height * width
     order, positions = (space.empty(pixels, np.int32) for _ in range(2))
-    tiles = np.empty((-(-height // kernels.TILE) * -(-width // kernels.TILE), 4), np.int64)
+    tiles = np.empty((-(-height // layouts.TILE) * -(-width // layouts.TILE), 4), np.int64)
     starts = np.empty(len(tiles) + 1, np.int64)
-    kernels.list_tiles(height, width, tiles, starts)
+    layouts.list_tiles(height, width, tiles, starts)
     count = max(1, min(_MOST_PARTS, pixels // _PIXELS_A_PART))
     cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
-    axes = [vertices.shape[1] for _, vertices, _, _ in terms]
+    axes = [term.tables[1].shape[1] for term in terms]
     rows = space.empty((pixels, sum(axes)), np.int32)
     shares = space.empty((pixels, sum(axes)))
+    apart = any(term.before is not term.after for term in terms)
+    sends = space.empty((pixels if apart else 0, sum(axes)))
     groups = space.empty(pixels, np.int32)
 
     def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Fills in the rows of a part; gives where each term's copies begin, the vertices behind them, and groups."""
         first, last = starts[list(part)]
         own = groups[first:last]
-        found = kernels.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, terms[0][0], order, positions, own)
-        most = min(int(last - first) * sum(axes), sum(neighbours.shape[2] for *_, neighbours in terms))
+        finest = terms[0].tables[0]
+        found = layouts.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, finest, order, positions, own)
+        most = min(int(last - first) * sum(axes), sum(term.tables[3].shape[2] for term in terms))
         owners, counts, column = np.empty(most, np.int32), [0], 0
-        for simplices, vertices, weights, neighbours in terms:
+        for (simplices, vertices, weights, neighbours), before, after, _ in terms:
             lattice = simplices, vertices, weights, neighbours.shape[2]
-            counts.append(kernels.enter(order, first, last, *lattice, column, rows, shares, owners, counts[-1]))
+            place = lattice, before, after, column, rows, shares, sends, owners
+            counts.append(layouts.enter(order, first, last, *place, counts[-1]))
             column += vertices.shape[1]
         return counts, owners[: counts[-1]].copy(), own[:found]
 
@@ -162,14 +308,7 @@ def _lay_out(terms: Sequence[Tables], grid: tuple[int, int], space: Workspace, r
     ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
     owners = np.concatenate([owners for _, owners, _ in entered])
     dealt = [tiles[slice(*part)] for part in parts]
-    return _Layout(positions, dealt, starts[cuts], [own for *_, own in entered], rows, shares, owners, ranges)
-
-
-def _padded(mixture: np.ndarray, classes: int, channels: int, axes: int) -> np.ndarray:
-    """A mixture in bits and with the lattice's constant factor, from class b (row) to channel c (column)."""
-    factor = _LOG2_E / (1 + 2.0 ** (1 - axes))
-    if mixture.ndim == 0:
-        return np.full((1, 1), factor * mixture, np.float32)
-    padded = np.zeros((classes, channels), np.float32)
-    padded[:, :classes] = factor * mixture.T
-    return padded
+    found = [own for *_, own in entered]
+    return _Layout(
+        order, positions, dealt, starts[cuts], found, rows, shares, sends if apart else shares, owners, ranges
+    )

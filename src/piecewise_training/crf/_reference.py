@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,9 +19,23 @@ from torch import Tensor
 Tables = tuple[Int[Tensor, " n"], Int[Tensor, "s v"], Float[Tensor, "n v"], Int[Tensor, "v 2 m"]]
 
 
-def build(features: Float[Tensor, "b d n"]) -> list[Tables]:
+class Normalized(NamedTuple):
+    """The filter of a term: the lattices of each image, or one for all, and what values are multiplied by.
+
+    Attributes:
+        lattices: of each image, or one for all.
+        before: the factors before filtering, for each image or for all; None is 1.
+        after: the factors after filtering.
+    """
+
+    lattices: Sequence[Tables]
+    before: Float[Tensor, "b 1 n"] | None
+    after: Float[Tensor, "b 1 n"] | None
+
+
+def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours, for each image of a batch."""
-    return [_build_one(points.T) for points in features]
+    return [_build_one(points.T) for points in features / bandwidths[:, None]]
 
 
 def splat_blur_slice(
@@ -28,6 +43,13 @@ def splat_blur_slice(
 ) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; `transpose` blurs the axes in the opposite order."""
     return torch.stack([_filter_one(*tables, v.T, transpose).T for tables, v in zip(lattices, values, strict=True)])
+
+
+def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 1 n"]:
+    """One over what the filter makes of ones, or over its root."""
+    ones = torch.stack([torch.ones_like(weights[None, :, 0]) for _, _, weights, _ in lattices])
+    sums = splat_blur_slice(lattices, ones) + 1e-20
+    return sums.rsqrt() if symmetric else sums.reciprocal()
 
 
 def moments(
@@ -43,7 +65,7 @@ def moments(
 
 
 def mean_field(
-    terms: Sequence[Sequence[Tables]],
+    terms: Sequence[Normalized],
     mixtures: Sequence[Tensor],
     logits: Float[Tensor, "b k n"],
     iterations: int,
@@ -52,8 +74,8 @@ def mean_field(
     """Log-marginals after some updates of Q from the softmax of the logits, without gradients.
 
     Args:
-        terms: the lattices of each term with its normalisation in the weights, one for each image or one for all.
-        mixtures: (K, K) or () of each term: what its filtered marginals add to the logits.
+        terms: the filter of each.
+        mixtures: what each term's filtered marginals add to the logits; see `mixed`.
         logits: (B, K, N).
         iterations: updates.
         grid: rows and columns of the pixels, whose product is N; kernels go through them by tiles.
@@ -62,12 +84,19 @@ def mean_field(
     log_q = logits.log_softmax(1)
     for _ in range(iterations):
         q, total = log_q.exp(), logits
-        for lattices, mixture in zip(terms, mixtures, strict=True):
+        for (lattices, before, after), mixture in zip(terms, mixtures, strict=True):
             own = list(lattices) * (len(logits) // len(lattices))
-            filtered = splat_blur_slice(own, q)
-            total = total + (mixture * filtered if mixture.ndim == 0 else mixture @ filtered)
+            filtered = splat_blur_slice(own, q if before is None else q * before)
+            total = total + mixed(mixture, filtered if after is None else filtered * after)
         log_q = total.log_softmax(1)
     return log_q
+
+
+def mixed(mixture: Tensor, filtered: Float[Tensor, "b k n"]) -> Float[Tensor, "b k n"]:
+    """A matrix (K, K), its diagonal (K,) or a multiple () of the identity times the channels."""
+    if mixture.ndim == 2:
+        return mixture @ filtered
+    return (mixture[:, None] if mixture.ndim else mixture) * filtered
 
 
 def exact_sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,16 +13,31 @@ from piecewise_training import checks
 from piecewise_training.crf import lattice
 from piecewise_training.crf.lattice import Backend, Operator
 
+Normalization = Literal["none", "before", "after", "symmetric"]
+
 
 class GaussianKernel:
     r"""The operator :math:`(Kv)_i = \sum_j \exp(-\tfrac12 \sum_a (f_{ia} - f_{ja})^2 / \theta_a^2)\, v_j`.
 
-    Built once and applied often; differentiable in the values, the features and the bandwidths.
+    Built once and applied often; differentiable in the values, the features and the bandwidths. With the diagonal
+    matrix D of the sums K 1 it is one of
+
+    - "none": K itself;
+    - "before": :math:`K D^{-1}`, by which every point gives away as much as it has;
+    - "after": :math:`D^{-1} K`, an average, which leaves a constant as it is;
+    - "symmetric": :math:`D^{-1/2} K D^{-1/2}`, pydensecrf's default.
+
+    The point itself is in every sum, as in pydensecrf, whose 1e-20 beside D is kept too.
 
     Args:
         features: (B, d, N); B = 1 serves a batch of any size with one lattice.
         bandwidths: :math:`\theta` of each of the d features; None is 1.
-        backend: which kernels filter; "exact" is the sum over all pairs.
+        backend: which kernels filter, or what is to filter; "exact" is the sum over all pairs.
+        normalization: one of the four.
+
+    Raises:
+        ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or too many bandwidths away to be told
+            apart, or a name is unknown.
 
     Example:
         >>> kernel = GaussianKernel(torch.tensor([[[0.0, 2.0]]]), torch.tensor([2.0]), backend="exact")
@@ -33,39 +48,45 @@ class GaussianKernel:
     def __init__(
         self,
         features: Float[Tensor, "b d n"],
-        bandwidths: Float[Tensor, d] | None = None,
-        backend: Backend = "auto",
+        bandwidths: Float[Tensor, " d"] | None = None,
+        backend: Backend | Operator = "auto",
+        normalization: Normalization = "none",
     ) -> None:
-        self.features = features
-        self.bandwidths = features.new_ones(features.shape[1]) if bandwidths is None else bandwidths
-        self.operator = lattice.build(features / self.bandwidths[:, None], backend)
-        self.scale: Tensor | None = None
+        if normalization not in get_args(Normalization):
+            expected = ", ".join(get_args(Normalization))
+            raise ValueError(f"`normalization` must be one of {expected}; got {checks.describe(normalization)}.")
+        if bandwidths is None:
+            bandwidths = features.new_ones(features.shape[1])
+        self.operator = lattice.build(features, bandwidths, backend)
+        self.learned = torch.is_grad_enabled() and (features.requires_grad or bandwidths.requires_grad)
+        self.images, _, self.points = features.shape
+        # What is not learned is not kept: features take as much memory as the lattice.
+        self.features = features if self.learned else None
+        self.bandwidths = bandwidths if self.learned else None
+        self.before: Tensor | None = None
+        self.after: Tensor | None = None
+        if normalization != "none":
+            scale = self._scale(symmetric=normalization == "symmetric")
+            self.before = None if normalization == "after" else scale
+            self.after = None if normalization == "before" else scale
 
     def __call__(self, values: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
         """Filters values."""
-        shared = len(self.features) == 1  # one lattice for all images: their channels side by side
-        beside = values.reshape(1, -1, values.shape[2]) if shared else values
-        filtered: Tensor = _Filter.apply(self.features, self.bandwidths, self.scale, beside, self.operator)
+        filtered = self._filter(values if self.before is None else self.before * values)
+        return filtered if self.after is None else self.after * filtered
+
+    def _filter(self, values: Tensor) -> Tensor:
+        beside = (
+            values.reshape(1, -1, values.shape[2]) if self.images == 1 else values
+        )  # of all images, for one lattice
+        filtered: Tensor = _Filter.apply(self.features, self.bandwidths, beside, self.operator)
         return filtered.reshape(values.shape)
 
-
-class NormalisedKernel(GaussianKernel):
-    r"""The symmetrically normalised kernel :math:`\hat K = D^{-1/2} K D^{-1/2}`, with :math:`D = \mathrm{diag}(K 1)`.
-
-    This is pydensecrf's default normalisation, 1e-20 and kept self term included.
-    """
-
-    def __init__(
-        self,
-        features: Float[Tensor, "b d n"],
-        bandwidths: Float[Tensor, d] | None = None,
-        backend: Backend = "auto",
-    ) -> None:
-        super().__init__(features, bandwidths, backend)
-        ones = features.new_ones(len(features), 1, features.shape[2])
-        scale = (self(ones) + 1e-20).rsqrt()
-        self.operator = self.operator.scaled(scale)
-        self.scale = scale
+    def _scale(self, symmetric: bool) -> Tensor:
+        if self.features is None:
+            return self.operator.normalizer(symmetric)
+        sums = self._filter(torch.ones_like(self.features[:, :1])) + 1e-20
+        return sums.rsqrt() if symmetric else sums.reciprocal()
 
 
 def gaussian_filter(
@@ -114,39 +135,41 @@ def gaussian_filter(
 
 
 class _Filter(torch.autograd.Function):
-    """S K S v with its gradients: to v the transposed filter, to features and bandwidths filtered moments."""
+    """K v with its gradients: to v the transposed filter, to features and bandwidths filtered moments."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, bandwidths: Tensor, scale: Tensor | None, values: Tensor, operator: Operator
+        ctx: Any, features: Tensor | None, bandwidths: Tensor | None, values: Tensor, operator: Operator
     ) -> Tensor:
         out = operator.filter(values)
         ctx.operator = operator
-        ctx.save_for_backward(features, bandwidths, scale, values, out)
+        ctx.save_for_backward(features, bandwidths, values, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        features, bandwidths, scale, values, out = ctx.saved_tensors
+        features, bandwidths, values, out = ctx.saved_tensors
         back = ctx.operator.filter(gradient, transpose=True)
-        to_features = to_bandwidths = to_scale = None
-        received = (out * gradient).sum(1, keepdim=True)
-        sent = (back * values).sum(1, keepdim=True)
-        if ctx.needs_input_grad[2]:
-            to_scale = (received + sent) / scale
-        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            return None, None, to_scale, back, None
-        # The derivative of the Gaussian needs sums of k_ij f_j g_i v_j, which are filterings of f v. The derivative of
-        # the lattice itself, through its weights, would cost less, but it is noise where features lie on a grid as
-        # grey levels do: on CamVid crops it had the bandwidth of colours wrong several times over.
-        f = features / bandwidths[:, None]
-        f = f - f.mean(2, keepdim=True)  # far from the origin the terms would cancel
-        moments = ctx.operator.moments(f, values, gradient)
-        if ctx.needs_input_grad[1]:
-            spread = f.square() * (received + sent) - 2 * f * moments  # of k_ij (f_i - f_j)² g_i v_j
-            to_bandwidths = spread.sum((0, 2)) / bandwidths
-        if ctx.needs_input_grad[0]:
-            moments = moments + ctx.operator.moments(f, gradient, values, transpose=True)
-            to_features = (moments - f * (received + sent)) / bandwidths[:, None]
-        return to_features, to_bandwidths, to_scale, back, None
+        to_features = to_bandwidths = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            # The derivative of the Gaussian needs sums of k_ij f_j g_i v_j, which are filterings of f v. The derivative
+            # of the lattice itself, through its weights, would cost less, but it is noise where features lie on a grid
+            # as grey levels do: on CamVid crops it had the bandwidth of colours wrong several times over.
+            received = (out * gradient).sum(1, keepdim=True)
+            sent = (back * values).sum(1, keepdim=True)
+            f = centred(features, bandwidths)
+            moments = ctx.operator.moments(f, values, gradient)
+            if ctx.needs_input_grad[1]:
+                spread = f.square() * (received + sent) - 2 * f * moments  # of k_ij (f_i - f_j)² g_i v_j
+                to_bandwidths = spread.sum((0, 2)) / bandwidths
+            if ctx.needs_input_grad[0]:
+                moments = moments + ctx.operator.moments(f, gradient, values, transpose=True)
+                to_features = (moments - f * (received + sent)) / bandwidths[:, None]
+        return to_features, to_bandwidths, back, None
+
+
+def centred(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Float[Tensor, "b d n"]:
+    """Features in bandwidths from their mean: far from the origin the terms of a moment would cancel."""
+    f = features / bandwidths[:, None]
+    return f - f.mean(2, keepdim=True)

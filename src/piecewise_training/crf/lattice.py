@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.crf._reference import Normalized
+from piecewise_training.crf.separable import SeparableOperator
 
 _FARTHEST = 1e6  # up to here single precision places a point well within its simplex
 
@@ -46,25 +49,37 @@ class PermutohedralLattice:
     backend: Literal["numba", "reference"]
 
     @classmethod
-    def build(cls, features: Float[Tensor, "b d n"], backend: Backend = "auto") -> list[PermutohedralLattice]:
-        """Places n points with d features, already divided by their bandwidths: a lattice for each image of a batch.
+    def build(
+        cls,
+        features: Float[Tensor, "b d n"],
+        bandwidths: Float[Tensor, " d"] | None = None,
+        backend: Backend = "auto",
+    ) -> list[PermutohedralLattice]:
+        """Places n points with d features: a lattice for each image of a batch.
+
+        Args:
+            features: of the points.
+            bandwidths: what each feature is divided by, above 0; None is 1.
+            backend: "auto" takes the fastest kernels for the device.
 
         Raises:
-            ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million, or no lattice has
-                that backend's name.
+            ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million bandwidths, or no
+                lattice has that backend's name.
         """
         if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
-        checks.finite("features", features)
-        if float(features.detach().abs().max()) > _FARTHEST:
-            raise ValueError(
-                f"`features` reach {float(features.detach().abs().max()):.3g} bandwidths; beyond {_FARTHEST:.0g} "
-                "neighbours cannot be told apart. Take larger bandwidths."
-            )
         name = resolve(backend, features.device)
         if name == "exact":
             raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")
-        tables = _kernels(name).build(features.detach())
+        scale = features.new_ones(features.shape[1]) if bandwidths is None else bandwidths.detach()
+        farthest = float((_extent(features.detach()) / scale).max())
+        if not farthest <= _FARTHEST:
+            checks.finite("features", features)
+            raise ValueError(
+                f"`features` reach {farthest:.3g} bandwidths; beyond {_FARTHEST:.0g} "
+                "neighbours cannot be told apart. Take larger bandwidths."
+            )
+        tables = _kernels(name).build(features.detach(), scale)
         return [cls(s, v, w, n, name) for s, v, w, n in tables]
 
 
@@ -82,17 +97,33 @@ class LatticeOperator:
         one = self.lattices[0]
         return one.backend == "numba" and one.weights.dtype == torch.float32
 
+    def normalized(self, before: Tensor | None, after: Tensor | None) -> Normalized:
+        """The filter between two factors, as `infer` takes it."""
+        return Normalized(self._tables, before, after)
+
     @staticmethod
     def infer(
-        operators: Sequence[LatticeOperator],
+        terms: Sequence[Normalized],
         mixtures: Sequence[Tensor],
         logits: Float[Tensor, "b k n"],
         iterations: int,
         grid: tuple[int, int],
-    ) -> Float[Tensor, "b k n"]:
-        """Mean field without gradients, all terms in one pass over the pixels; see `_reference.mean_field`."""
-        tables = [operator._tables for operator in operators]
-        return operators[0]._kernels.mean_field(tables, mixtures, logits, iterations, grid)
+        logarithm: bool,
+        keep: bool,
+    ) -> tuple[Float[Tensor, "b k n"], Any]:
+        """Mean field with all terms in one pass over the pixels, and what its gradients need, if it is to be kept."""
+        return _kernels("numba").mean_field(terms, mixtures, logits, iterations, grid, logarithm, keep)
+
+    @staticmethod
+    def infer_gradients(
+        kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[list[Tensor | None]]]:
+        """The gradients to the logits, and for each term to its mixture, its factors and its bandwidths."""
+        return _kernels("numba").mean_field_gradients(kept, log_q, gradient, features)
+
+    def normalizer(self, symmetric: bool) -> Float[Tensor, "b 1 n"]:
+        """One over what the filter makes of ones, or over its root."""
+        return self._kernels.normalizer(self._tables, symmetric)
 
     def filter(self, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
         """Filters c channels of each image. The transposed operator differs by the order of the blur's axes."""
@@ -108,24 +139,23 @@ class LatticeOperator:
         """Filters f v for each feature f and sums the product with `against` over the channels."""
         return self._kernels.moments(self._tables, features, values, against, transpose)
 
-    def scaled(self, scale: Float[Tensor, "b 1 n"]) -> LatticeOperator:
-        """The operator S K S with the diagonal matrix S: the scale goes into the barycentric weights."""
-        pairs = zip(self.lattices, scale.detach(), strict=True)
-        return LatticeOperator([replace(lattice, weights=lattice.weights * s[0][:, None]) for lattice, s in pairs])
-
 
 class ExactOperator:
     """The same as plain sums over all pairs of points: n² exponentials, for tests and small images."""
 
-    def __init__(self, features: Float[Tensor, "b d n"], scale: Float[Tensor, "b 1 n"] | None = None) -> None:
+    def __init__(self, features: Float[Tensor, "b d n"]) -> None:
         self._features = features
-        self._scale = features.new_ones(1, 1, 1) if scale is None else scale
 
     def filter(self, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
         """Filters c channels of each image; the operator is its own transpose."""
         del transpose
-        pairs = zip(self._features, self._scale * values, strict=True)
-        return self._scale * torch.stack([_kernels("reference").exact_sum(f, v) for f, v in pairs])
+        pairs = zip(self._features, values, strict=True)
+        return torch.stack([_kernels("reference").exact_sum(f, v) for f, v in pairs])
+
+    def normalizer(self, symmetric: bool) -> Float[Tensor, "b 1 n"]:
+        """One over the sum of the kernel around each point, or over its root."""
+        sums = self.filter(torch.ones_like(self._features[:, :1])) + 1e-20
+        return sums.rsqrt() if symmetric else sums.reciprocal()
 
     def moments(
         self,
@@ -138,19 +168,17 @@ class ExactOperator:
         filtered = [self.filter(feature[:, None] * values, transpose) for feature in features.unbind(1)]
         return torch.stack([(against * moment).sum(1) for moment in filtered], 1)
 
-    def scaled(self, scale: Float[Tensor, "b 1 n"]) -> ExactOperator:
-        """The operator S K S with the diagonal matrix S."""
-        return ExactOperator(self._features, self._scale * scale.detach())
+
+Operator = LatticeOperator | ExactOperator | SeparableOperator
 
 
-Operator = LatticeOperator | ExactOperator
-
-
-def build(features: Float[Tensor, "b d n"], backend: Backend) -> Operator:
+def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], backend: Backend | Operator) -> Operator:
     """What filters a batch: lattices or, where `backend` is "exact", the plain sum."""
+    if not isinstance(backend, str):
+        return backend
     if backend == "exact":
-        return ExactOperator(features.detach())
-    return LatticeOperator(PermutohedralLattice.build(features, backend))
+        return ExactOperator((features / bandwidths[:, None]).detach())
+    return LatticeOperator(PermutohedralLattice.build(features, bandwidths, backend))
 
 
 def resolve(backend: Backend, device: torch.device) -> Literal["numba", "reference", "exact"]:
@@ -170,6 +198,14 @@ def resolve(backend: Backend, device: torch.device) -> Literal["numba", "referen
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f"`backend` 'numba' runs on the CPU; the tensors are on {device}. Use 'auto'.")
     return backend
+
+
+def _extent(features: Tensor) -> Tensor:
+    """The largest absolute value of each feature; NaN where there is one."""
+    if features.device.type == "cpu":  # torch's own threads would go on spinning beside those of the kernels
+        array = features.numpy()
+        return torch.from_numpy(np.maximum(array.max((0, 2)), -array.min((0, 2))))
+    return features.abs().amax((0, 2))
 
 
 def _kernels(name: str) -> ModuleType:

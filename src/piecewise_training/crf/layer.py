@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from piecewise_training import checks
+from piecewise_training.crf.dense import dense_crf
 from piecewise_training.crf.lattice import Backend
-from piecewise_training.crf.meanfield import dense_crf
 
 
 class DenseCRF(nn.Module):

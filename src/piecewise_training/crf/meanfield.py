@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from piecewise_training import checks
-from piecewise_training.crf.filtering import NormalisedKernel
-from piecewise_training.crf.lattice import Backend, LatticeOperator
+from piecewise_training.crf._reference import mixed
+from piecewise_training.crf.filtering import GaussianKernel, centred
+from piecewise_training.crf.lattice import LatticeOperator
 
 
 @dataclass(frozen=True)
@@ -20,168 +23,235 @@ class PairwiseTerm:
     r"""One pairwise energy :math:`w\,\mu(a, b)\,\hat k(f_i, f_j)` between every two pixels i and j.
 
     Attributes:
-        kernel: the normalised Gaussian kernel.
-        weight: w, above 0.
-        compatibility: the cost :math:`\mu(a, b)` of label a at i beside label b at j; None is Potts, 1 unless a = b.
+        kernel: the Gaussian kernel.
+        weight: w; above 0 neighbours agree.
+        compatibility: the cost :math:`\mu(a, b)` of label a at i beside label b at j (K, K), symmetric or not; or what
+            each class gains from itself (K,), :math:`\mu(a, b) = -c_a` for a = b and 0 else; None is Potts, 1 unless
+            a = b, which is the same as 1 for each class.
+
+    Example:
+        >>> PairwiseTerm(GaussianKernel(torch.rand(1, 2, 6)), 3.0, torch.ones(4)).mixture(torch.zeros(()))
+        tensor([3., 3., 3., 3.])
     """
 
-    kernel: NormalisedKernel
-    weight: Tensor | float
-    compatibility: Float[Tensor, "k k"] | None = None
+    kernel: GaussianKernel
+    weight: Tensor | float = 1.0
+    compatibility: Float[Tensor, "k k"] | Float[Tensor, " k"] | None = None
 
     def mixture(self, like: Tensor) -> Tensor:
-        r"""What the filtered marginals add to the logits: :math:`-w\mu` (K, K).
+        r"""What the filtered marginals add to the logits: :math:`-w\mu` as (K, K), its diagonal (K,) or a number ().
 
-        Of Potts it is w, (), times the identity: equal up to a constant over the labels, which the softmax removes.
+        Of Potts it is w times the identity: equal up to a constant over the labels, which the softmax removes.
         """
         weight = torch.as_tensor(self.weight, dtype=like.dtype, device=like.device)
-        return weight if self.compatibility is None else -weight * self.compatibility
+        if self.compatibility is None:
+            return weight
+        costs = self.compatibility.to(like)
+        return weight * costs if costs.ndim == 1 else -weight * costs
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether anything in the term is being learned."""
-        kernel = self.kernel
-        parts = (kernel.features, kernel.bandwidths, kernel.scale, self.weight, self.compatibility)
-        return torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+    def learned(self) -> bool:
+        """Whether anything in the term needs a gradient."""
+        parts = (self.weight, self.compatibility)
+        found = self.kernel.learned or any(isinstance(part, Tensor) and part.requires_grad for part in parts)
+        return torch.is_grad_enabled() and found
+
+
+@dataclass
+class Convergence:
+    r"""How mean field went, filled in by the function that it is handed to.
+
+    Attributes:
+        divergence: for each image (B,), before the first update and after each: the Kullback-Leibler divergence of Q
+            from the CRF up to a constant, :math:`\sum_i Q_i \cdot (\log Q_i - z_i - \tfrac12 m_i)` with the scores z
+            and the messages m. Where it does not fall, damping may help.
+        change: for each update the largest change of a marginal in each image (B,).
+    """
+
+    divergence: list[Tensor] = field(default_factory=list)
+    change: list[Tensor] = field(default_factory=list)
 
 
 def mean_field(
-    logits: Float[Tensor, "b k n"],
+    logits: Float[Tensor, "b k *space"],
     terms: Sequence[PairwiseTerm],
-    iterations: int,
-    grid: tuple[int, int] | None = None,
-) -> Float[Tensor, "b k n"]:
-    r"""Approximates the CRF's marginals by the update of Krähenbühl & Koltun (2011), algorithm 1.
-
-    All pixels at once, from Q = softmax(z):
-    :math:`Q_i(a) \propto \exp(z_i(a) - \sum_m w_m \sum_b \mu_m(a,b) (\hat K_m Q)_i(b))`.
-
-    Args:
-        logits: (B, K, N).
-        terms: at least one.
-        iterations: updates; 0 gives log softmax of the logits.
-        grid: rows and columns of an image whose pixels the points are, which makes it faster.
-
-    Returns:
-        log Q, whose exponentials sum to 1 over the classes.
-    """
-    mixtures = [term.mixture(logits) for term in terms]
-    operators = [term.kernel.operator for term in terms]
-    fused = [operator for operator in operators if isinstance(operator, LatticeOperator) and operator.infers]
-    learning = (torch.is_grad_enabled() and logits.requires_grad) or any(term.needs_gradient for term in terms)
-    if len(fused) == len(terms) and not learning:
-        return LatticeOperator.infer(fused, mixtures, logits, iterations, grid or (1, logits.shape[2]))
-    log_q = logits.log_softmax(1)
-    for _ in range(iterations):
-        q, total = log_q.exp(), logits
-        for term, mixture in zip(terms, mixtures, strict=True):
-            filtered = term.kernel(q)
-            total = total + (mixture * filtered if mixture.ndim == 0 else mixture @ filtered)
-        log_q = total.log_softmax(1)
-    return log_q
-
-
-def dense_crf(
-    scores: Float[Tensor, "b k h w"],
-    image: Float[Tensor, "b c h w"],
-    *,
-    pos_xy_std: Tensor | float = 3.0,
-    pos_w: Tensor | float = 3.0,
-    bilateral_xy_std: Tensor | float = 80.0,
-    bilateral_rgb_std: Tensor | float = 13.0,
-    bilateral_w: Tensor | float = 10.0,
-    compatibility: Float[Tensor, "2 k k"] | None = None,
     iterations: int = 10,
-    backend: Backend = "auto",
-) -> Float[Tensor, "b k h w"]:
-    """Refines score maps with a fully connected CRF: a spatial and a bilateral Gaussian kernel, mean field.
+    *,
+    tolerance: float = 0.0,
+    damping: float = 0.0,
+    convergence: Convergence | None = None,
+    logarithm: bool = True,
+) -> Float[Tensor, "b k *space"]:
+    r"""Approximates a CRF's marginals by the update of Krähenbühl & Koltun (2011), algorithm 1.
 
-    The model is that of Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge
-    potentials" (NIPS 2011), with pydensecrf's defaults and signs: larger weights make neighbours agree more.
+    All points at once, from Q = softmax(z):
+    :math:`Q_i(a) \propto \exp(z_i(a) - \sum_m w_m \sum_b \mu_m(a,b) (\hat K_m Q)_i(b))`.
+    Points may be anything: pixels, voxels, points of a cloud. On a CPU the updates of float32 scores are made in one
+    pass over the points, forwards and backwards, unless `tolerance`, `damping` or `convergence` is asked for or a
+    kernel's features need a gradient; without it an update takes three to six times longer.
 
     Args:
-        scores: unnormalised log-probabilities (B, K, H, W), such as a CNN's logits.
-        image: (B, C, H, W), any number of channels in grey levels from 0 to 255, uint8 or float.
-        pos_xy_std: bandwidth of the spatial kernel in pixels.
-        pos_w: weight of the spatial kernel.
-        bilateral_xy_std: bandwidth of the bilateral kernel in pixels.
-        bilateral_rgb_std: bandwidth of the bilateral kernel in grey levels.
-        bilateral_w: weight of the bilateral kernel.
-        compatibility: one K x K matrix of costs for each of the two kernels; None is Potts.
-        iterations: mean-field updates; 0 gives log softmax of the scores.
-        backend: "auto" takes the lattice's fastest kernels for the device, "exact" the sum over all pairs.
+        logits: unnormalised log-probabilities of K labels at N points, whose axes are those of an image or volume.
+        terms: any number, with kernels over the same N points in the order of the flattened axes.
+        iterations: the most updates; 0 gives log softmax of the logits.
+        tolerance: stop when no marginal in the batch changes by more; 0 makes all iterations.
+        damping: share of the old marginals in the new ones, from 0 to below 1, for models that swing.
+        convergence: filled in, if given, which costs one filtering more.
+        logarithm: False gives Q itself.
 
     Returns:
-        log Q (B, K, H, W) in the dtype of the scores, differentiable in every tensor passed.
+        log Q, whose exponentials sum to 1 over the labels; differentiable in all that the terms are made of.
 
     Raises:
-        TypeError: scores or image are no tensors.
-        ValueError: shapes or devices do not fit, a value is not finite, a bandwidth is not above 0 or so small that
-            features cannot be told apart, or `iterations` is below 0.
+        ValueError: a shape does not fit, a score is not finite, or a number is out of its range.
 
     Example:
-        >>> scores = torch.zeros(1, 2, 4, 8)
-        >>> scores[:, 0, :, :3] = scores[:, 1, :, 3:] = 1.0  # the network's border lies a pixel beside the image's
-        >>> image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
-        >>> image[..., 4:] = 255
-        >>> dense_crf(scores, image).argmax(1)[0, 0]
-        tensor([0, 0, 0, 0, 1, 1, 1, 1])
+        >>> place = torch.tensor([[[0.0, 1.0, 2.0, 10.0]]])  # three points side by side, and one far away
+        >>> term = PairwiseTerm(GaussianKernel(place, backend="exact"), weight=2.0)
+        >>> scores = torch.tensor([[[2.0, -0.5, 2.0, -0.5], [0.0, 0.0, 0.0, 0.0]]])
+        >>> mean_field(scores, [term]).argmax(1)
+        tensor([[0, 0, 0, 1]])
     """
-    checks.scores_and_image(scores, image)
-    bandwidths = {
-        "pos_xy_std": pos_xy_std,
-        "bilateral_xy_std": bilateral_xy_std,
-        "bilateral_rgb_std": bilateral_rgb_std,
-    }
-    for name, value in bandwidths.items():
-        checks.scalar(name, value, positive=True)
-    for name, value in {"pos_w": pos_w, "bilateral_w": bilateral_w}.items():
-        checks.scalar(name, value)
+    _check(logits, terms, iterations, tolerance, damping)
+    flat = logits.flatten(2)
+    watched = tolerance > 0 or damping > 0 or convergence is not None
+    if terms and not watched and all(_fuses(term, flat) for term in terms):
+        grid = (math.prod(logits.shape[2:-1]), logits.shape[-1])
+        return _infer(flat, terms, iterations, grid, logarithm).reshape(logits.shape)
+    log_q = flat.log_softmax(1)
+    for _ in range(iterations):
+        messages = _messages(log_q, terms)
+        updated = (flat + messages).log_softmax(1)
+        if damping:
+            updated = torch.logaddexp(updated + math.log1p(-damping), log_q + math.log(damping))
+        change = (updated.detach().exp() - log_q.detach().exp()).abs().amax((1, 2)) if watched else None
+        if convergence is not None and change is not None:
+            convergence.divergence.append(_divergence(log_q, flat, messages))
+            convergence.change.append(change)
+        log_q = updated
+        if tolerance and change is not None and float(change.max()) <= tolerance:
+            break
+    if convergence is not None:
+        convergence.divergence.append(_divergence(log_q, flat, _messages(log_q, terms)))
+    return (log_q if logarithm else log_q.exp()).reshape(logits.shape)
+
+
+def _check(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, tolerance: float, damping: float) -> None:
+    if not isinstance(logits, Tensor) or logits.ndim < 3 or 0 in logits.shape or not logits.is_floating_point():
+        raise ValueError(f"`logits` must be (B, K, ...) floating point; got {checks.describe(logits)}.")
+    checks.finite("logits", logits)
     if iterations < 0:
         raise ValueError(f"`iterations` must be at least 0; got {iterations}.")
-    batch, classes, height, width = scores.shape
-    if compatibility is not None and compatibility.shape != (2, classes, classes):
-        raise ValueError(
-            f"`compatibility` must be (2, {classes}, {classes}), a matrix for each kernel; "
-            f"got {checks.describe(compatibility)}."
-        )
-    work = scores if scores.dtype == torch.float64 else scores.float()
-    position, colour = pixel_positions(height, width, work), image.to(work.dtype).flatten(2)
-    if isinstance(pos_xy_std, Tensor) and pos_xy_std.requires_grad and torch.is_grad_enabled():
-        spatial = NormalisedKernel(position, _stack([pos_xy_std] * 2, work), backend)
-    else:
-        spatial = _fixed_spatial_kernel(height, width, float(pos_xy_std), work.dtype, work.device, backend)
-    bilateral = NormalisedKernel(
-        torch.cat([position.expand(batch, -1, -1), colour], 1),
-        _stack([bilateral_xy_std] * 2 + [bilateral_rgb_std] * colour.shape[1], work),
-        backend,
-    )
-    matrices = (None, None) if compatibility is None else compatibility.to(work).unbind()
-    terms = [PairwiseTerm(spatial, pos_w, matrices[0]), PairwiseTerm(bilateral, bilateral_w, matrices[1])]
-    with torch.autocast(scores.device.type, enabled=False):  # messages need single precision
-        log_q = mean_field(work.flatten(2), terms, iterations, (height, width))
-    return log_q.reshape(scores.shape).to(scores.dtype)
+    if not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be at least 0; got {tolerance}.")
+    if not 0 <= damping < 1:
+        raise ValueError(f"`damping` must be from 0 to below 1; got {damping}.")
+    batch, classes = logits.shape[:2]
+    points = math.prod(logits.shape[2:])
+    for place, term in enumerate(terms):
+        images, own = term.kernel.images, term.kernel.points
+        if own != points or images not in (1, batch):
+            raise ValueError(
+                f"The kernel of `terms[{place}]` is over {images} x {own} points; "
+                f"`logits` {checks.describe(logits)} have {batch} x {points}."
+            )
+        costs = term.compatibility
+        if costs is not None and costs.shape not in ((classes,), (classes, classes)):
+            raise ValueError(
+                f"The compatibility of `terms[{place}]` must be ({classes},) or ({classes}, {classes}); "
+                f"got {checks.describe(costs)}."
+            )
 
 
-@lru_cache(maxsize=2)
-def _fixed_spatial_kernel(
-    height: int, width: int, std: float, dtype: torch.dtype, device: torch.device, backend: Backend
-) -> NormalisedKernel:
-    """The spatial kernel of a size of image, which is the same for all of them."""
-    with torch.inference_mode(False), torch.no_grad():  # it may be called under inference_mode, and serve in training
-        like = torch.empty(0, dtype=dtype, device=device)
-        return NormalisedKernel(pixel_positions(height, width, like), like.new_full((2,), std), backend)
+def _messages(log_q: Tensor, terms: Sequence[PairwiseTerm]) -> Tensor:
+    """What the terms add to the logits."""
+    q = log_q.exp()
+    return sum((mixed(term.mixture(q), term.kernel(q)) for term in terms), torch.zeros_like(q))
 
 
-def pixel_positions(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 n"]:
-    """The (x, y) of every pixel in row-major order, in the dtype and on the device of `like`."""
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=like.dtype, device=like.device),
-        torch.arange(width, dtype=like.dtype, device=like.device),
-        indexing="ij",
-    )
-    return torch.stack([x, y]).reshape(1, 2, height * width)
+def _divergence(log_q: Tensor, logits: Tensor, messages: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (log_q.exp() * (log_q - logits - 0.5 * messages)).double().sum((1, 2))
 
 
-def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
-    return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
+def _fuses(term: PairwiseTerm, logits: Tensor) -> bool:
+    """Whether a term can be one of those that are worked on together."""
+    operator, features = term.kernel.operator, term.kernel.features
+    known = isinstance(operator, LatticeOperator) and operator.infers and logits.dtype == torch.float32
+    return known and (features is None or not features.requires_grad)
+
+
+def _infer(
+    logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, grid: tuple[int, int], logarithm: bool
+) -> Tensor:
+    """Mean field in the backend's own pass, with its gradients if any is needed."""
+    mixtures = [term.mixture(logits) for term in terms]
+    if not (torch.is_grad_enabled() and logits.requires_grad) and not any(term.learned for term in terms):
+        return LatticeOperator.infer(_filters(terms), mixtures, logits, iterations, grid, logarithm, False)[0]
+    parts = [
+        part
+        for term, mixture in zip(terms, mixtures, strict=True)
+        for part in (mixture, term.kernel.before, term.kernel.after, term.kernel.bandwidths)
+    ]
+    log_q: Tensor = _Inference.apply(logits, terms, iterations, grid, *parts)
+    return log_q if logarithm else log_q.exp()
+
+
+def _filters(terms: Sequence[PairwiseTerm]) -> list[Any]:
+    return [
+        term.kernel.operator.normalized(term.kernel.before, term.kernel.after)
+        for term in terms
+        if isinstance(term.kernel.operator, LatticeOperator)
+    ]
+
+
+class _Inference(torch.autograd.Function):
+    """All updates at once; the parts of each term are its mixture, factors before and after, and bandwidths."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        terms: Sequence[PairwiseTerm],
+        iterations: int,
+        grid: tuple[int, int],
+        *parts: Tensor | None,
+    ) -> Tensor:
+        mixtures = [mixture for mixture in parts[::4] if mixture is not None]
+        log_q, ctx.kept = LatticeOperator.infer(_filters(terms), mixtures, logits, iterations, grid, True, True)
+        ctx.terms = terms
+        ctx.save_for_backward(log_q, *parts)
+        return log_q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        log_q, *parts = ctx.saved_tensors
+        kernels = [term.kernel for term in ctx.terms]
+        features = [
+            None if kernel.features is None else centred(kernel.features.detach(), bandwidths)
+            for kernel, bandwidths in zip(kernels, parts[3::4], strict=True)
+        ]
+        to_logits, slopes = LatticeOperator.infer_gradients(ctx.kept, log_q, gradient, features)
+        found: list[Tensor | None] = []
+        for place, (products, before, after, spread) in enumerate(slopes):
+            own = parts[4 * place : 4 * place + 4]
+            found += [_like_mixture(products, own[0]), _like_factor(before, own[1]), _like_factor(after, own[2])]
+            found.append(None if spread is None else (spread / own[3]).to(own[3]))
+        return to_logits, None, None, None, *found
+
+
+def _like_mixture(products: Tensor | None, mixture: Tensor) -> Tensor | None:
+    """The gradient to a full matrix as that to a mixture that may be less."""
+    if products is None:
+        return None
+    if mixture.ndim < 2:
+        products = products.diagonal()
+    return (products if mixture.ndim else products.sum()).to(mixture)
+
+
+def _like_factor(slopes: Tensor | None, factor: Tensor | None) -> Tensor | None:
+    """The gradient to the factors of each image as that to those that one kernel may have for all."""
+    if slopes is None or factor is None:
+        return None
+    return slopes if len(factor) == len(slopes) else slopes.sum(0, keepdim=True)

@@ -1,0 +1,157 @@
+"""The gradients of mean field for one image with Numba, from the last update back to the first.
+
+An update is a softmax of scores, of which a part is linear in the marginals before it. Backwards the linear part is its
+transpose, so that the same sweep serves, with gradients where the marginals were. The gradients to compatibilities are
+products on the vertices of what was sent there; those to bandwidths need the sums of k_ij (f_i - f_j)² g_i v_j, which
+are the same products of features times what was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from piecewise_training.crf import _numba_sweep as kernels
+from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Run
+from piecewise_training.crf._workspace import Workspace
+
+
+class Slopes(NamedTuple):
+    """The gradients to what makes up a term.
+
+    Attributes:
+        mixture: (K, K) float64.
+        learned: where features are given, to the factors before (N,) and after (N,), and for each feature the sum of
+            k_ij (f_i - f_j)² g_i v_j.
+    """
+
+    mixture: np.ndarray
+    learned: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+
+
+def gradients(
+    state: MeanField,
+    log_q: np.ndarray,
+    gradient: np.ndarray,
+    features: Sequence[np.ndarray | None],
+    out: np.ndarray,
+    space: Workspace,
+    run: Run,
+) -> list[Slopes]:
+    """Fills in the gradient to the logits, and gives those to the terms in the order of the state's.
+
+    Args:
+        state: after an inference that has kept what is needed here.
+        log_q: the log-marginals (K, N) that it found.
+        gradient: that to the log-marginals (K, N).
+        features: (d, N) of each term in bandwidths, where its factors and bandwidths are learned.
+        out: (K, N) float32.
+        space: memory for the length of the call.
+        run: calls a function for each of some items, on threads.
+    """
+    work = Buffers.of(state, space)
+    pixels, terms = len(state.layout.order), range(len(state.terms))
+    base, change = (space.empty(pixels * state.channels) for _ in range(2))
+    lattices = [space.empty(state.shape_of_lattice(term)) for term in terms]
+    weights = [state.weight(term, 1, transpose=True) for term in terms]
+    products = [np.zeros((state.channels, state.channels)) for _ in terms]
+    moments = [None if f is None else _Moments(state, term, f, work, space) for term, f in enumerate(features)]
+    state.enter(log_q, LOG2_E, IMPOSSIBLE, base, run)
+    state.enter(gradient, np.float32(1), np.float32(0), change, run)
+    state.clear((work.messages, work.copies), run)
+    state.sweep((base, base, change), work, kernels.TURN, run)
+    for kept, filtered in zip(reversed(state.kept), reversed(state.lattices), strict=True):
+
+        def pull(index: tuple[int, int]) -> None:
+            term, block = index
+            own = products[term][8 * block : 8 * block + 8]
+            look = lambda sums: kernels.contract(sums, filtered[term], own)  # noqa: E731, B023
+            scratch = work.scratch[term][block].reshape(-1)
+            state.filter_block(work.copies, lattices[term], scratch, index, True, look)
+
+        run(pull, [(term, block) for term in terms for block in range(state.channels // 8)])
+        state.fetch(lattices, weights, work, run)
+        for moment in moments:
+            if moment is not None:
+                moment.add(kept, change, filtered, work.messages, run)
+        state.sweep((base, kept, change), work, kernels.RETURN, run)
+    state.leave(base, out, run)
+    slopes = []
+    for term, moment in enumerate(moments):
+        mixture = products[term][: state.classes, : state.classes] * state.weight_of_blur(term)
+        slopes.append(Slopes(mixture, None if moment is None else moment.slopes()))
+    return slopes
+
+
+class _Moments:
+    """What the gradients to one term's bandwidths and factors are made of."""
+
+    def __init__(self, state: MeanField, term: int, features: np.ndarray, work: Buffers, space: Workspace) -> None:
+        dims, pixels = features.shape
+        self._state, self._term, self._work = state, term, work
+        self._features = features[:, state.layout.order]
+        self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
+        self._cross = np.zeros(dims)  # of each feature the sum of k_ij f_i f_j g_i v_j
+        self._messages = space.empty(work.messages.size)
+        self._copies, self._gradients = (space.empty((dims, work.copies.size)) for _ in range(2))
+        shape = state.shape_of_lattice(term)
+        self._filtered, self._others, self._scratch = (space.empty((dims, *shape)) for _ in range(3))
+        self._mixture = state.weight(term, 1)
+
+    def add(
+        self,
+        kept: np.ndarray,
+        change: np.ndarray,
+        filtered: Sequence[np.ndarray],
+        returned: np.ndarray,
+        run: Run,
+    ) -> None:
+        """Adds the moments of one update: of the marginals before it, and of the gradient to the scores after it."""
+        state, term, layout = self._state, self._term, self._state.layout
+        dims, pixels = self._features.shape
+        copies, gradients = self._copies.reshape(-1), self._gradients.reshape(-1)
+        place = len(layout.rows[0]), sum(state.axes[:term]), state.channels, pixels, self._work.copies.size
+        weights = (table.reshape(-1) for table in (layout.rows, layout.shares, layout.sends))
+        fixed = (*weights, self._messages, returned, kept, change, self._features.reshape(-1))
+        moments = kernels.moments_kernel(state.axes[term], int(term == 0))
+
+        def send(part: int) -> None:
+            first, last = layout.ranges[term][part]
+            message = filtered[term], self._mixture, state.channels, self._messages
+            kernels.fetch(layout.owners, first, last, *message)
+            for table in (self._copies, self._gradients):
+                table[:, first * state.channels : last * state.channels] = 0
+            out = self._received, self._sent, copies, gradients
+            moments(layout.groups[part], layout.bounds[part + 1], place, *fixed, out)
+
+        run(send, state.parts)
+        blocks = [(dim, block) for dim in range(dims) for block in range(state.channels // 8)]
+        run(self._collect, blocks)
+        self._cross += run(self._product, range(dims))
+
+    def _collect(self, index: tuple[int, int]) -> None:
+        """Filters what marginals have sent, and adds up what gradients have."""
+        dim, block = index
+        scratch = self._scratch[dim][block].reshape(-1)
+        self._state.filter_block(self._copies[dim], self._filtered[dim], scratch, (self._term, block))
+        self._state.collect(self._gradients[dim], (self._term, block), self._others[dim][block].reshape(-1))
+
+    def _product(self, dim: int) -> float:
+        """What gradients have sent times what comes to them, through the mixture."""
+        channels, classes = self._state.channels, self._state.classes
+        sums = np.zeros((channels, channels))
+        for block, others in enumerate(self._others[dim]):
+            kernels.contract(others.reshape(-1), self._filtered[dim], sums[8 * block : 8 * block + 8])
+        if len(self._mixture) == 1:
+            return float((sums.diagonal() * self._mixture[0]).sum())
+        return float((sums[:, :classes] * self._mixture.T).sum())
+
+    def slopes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The gradients to the factors before and after, and the spreads."""
+        positions, term = self._state.layout.positions, self._state.terms[self._term]
+        received, sent = self._received[positions], self._sent[positions]
+        both = self._received.astype(np.float64) + self._sent
+        squares = np.array([np.dot(np.square(feature, dtype=np.float64), both) for feature in self._features])
+        return sent / term.before, received / term.after, squares - 2 * self._cross
