@@ -93,7 +93,7 @@ def test_saves_and_loads_itself(tmp_path: Path) -> None:
         4, 3, unary="mobilenetv3_small_050", pretrained=False, output_stride=32, classes=Classes.named("abcd")
     ).eval()
     assert model.crf is not None
-    nn.init.uniform_(model.crf.compatibility)
+    nn.init.uniform_(model.crf.pos_compatibility)
     model.save(tmp_path / "model.safetensors")
     loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors")
     image = torch.randn(1, 3, 33, 40)

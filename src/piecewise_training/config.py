@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DatasetName = Literal["synthetic", "folder", "voc2012", "voc2012_aug", "cityscapes", "camvid"]
+Compatibility = Literal["potts", "class", "matrix"]
 Strategy = Literal["piecewise", "joint", "independent"]
 Loss = Literal["cross_entropy", "structured", "dice", "focal"]
 ClassWeights = Literal["none", "inverse", "median"]
@@ -62,6 +63,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class KernelConfig:
+    """One Gaussian kernel of the CRF.
+
+    Attributes:
+        xy_std: Bandwidth of the position, in pixels; null leaves the position out.
+        rgb_std: Bandwidth of the image, in grey levels; null leaves the image out.
+        weight: Weight to start from.
+        compatibility: Learned of the costs of labels beside each other: nothing (potts), a number for each class or one
+            for each pair of classes (matrix).
+    """
+
+    xy_std: float | None = None
+    rgb_std: float | None = None
+    weight: float = 1.0
+    compatibility: Compatibility = "matrix"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The CNN and the CRF's starting point.
 
@@ -76,6 +95,12 @@ class ModelConfig:
         bilateral_xy_std: Bandwidth of the bilateral kernel, in pixels.
         bilateral_rgb_std: Bandwidth of the bilateral kernel, in grey levels.
         bilateral_w: Weight of the bilateral kernel.
+        crf_kernels: Any number of kernels instead of these two.
+        crf_compatibility: What is learned of the costs of labels beside each other with these two.
+        crf_learn_bandwidths: Whether the bandwidths of kernels are learned; weights always are.
+        crf_temperature: Whether the CNN's scores are divided by a learned number.
+        crf_class_bias: Whether a learned number for each class is added to the CNN's scores.
+        crf_spatial: Kernels of position alone as a lattice or without its error, which takes longer.
     """
 
     unary: str = "tf_efficientnet_lite0"
@@ -88,6 +113,12 @@ class ModelConfig:
     bilateral_xy_std: float = 80.0
     bilateral_rgb_std: float = 13.0
     bilateral_w: float = 10.0
+    crf_kernels: list[KernelConfig] | None = None
+    crf_compatibility: Compatibility = "matrix"
+    crf_learn_bandwidths: bool = True
+    crf_temperature: bool = False
+    crf_class_bias: bool = False
+    crf_spatial: Literal["lattice", "exact"] = "lattice"
 
 
 @dataclass(frozen=True)

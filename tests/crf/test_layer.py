@@ -9,7 +9,7 @@ import torch
 from piecewise_training import crf as package
 from piecewise_training import model
 from piecewise_training.crf import DenseCRF, dense_crf
-from tests.crf.test_meanfield import scene
+from tests.crf.scenes import scene
 
 
 def test_has_two_homes() -> None:
@@ -23,7 +23,7 @@ def test_defaults_are_the_usual_ones() -> None:
         "pos_xy_std": 3.0, "pos_w": 3.0, "bilateral_xy_std": 80.0, "bilateral_rgb_std": 13.0, "bilateral_w": 10.0,
     }  # fmt: skip
     assert crf.num_iterations == 10
-    assert torch.equal(crf.compatibility[0], 1 - torch.eye(4))
+    assert torch.equal(crf.pos_compatibility, 1 - torch.eye(4))
 
 
 def test_is_the_function_with_its_parameters() -> None:

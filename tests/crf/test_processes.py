@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from piecewise_training.crf import dense_crf
-from tests.crf.test_meanfield import scene
+from tests.crf.scenes import scene
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import platform
 from collections.abc import Mapping, Sequence
@@ -38,14 +39,19 @@ _ON_SCREEN = {
 def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTrainedModel:
     """The model of a configuration, with the same random weights for the same seed."""
     lightning.seed_everything(seed, verbose=False)
-    kernels = ("pos_xy_std", "pos_w", "bilateral_xy_std", "bilateral_rgb_std", "bilateral_w")
+    usual = ("pos_xy_std", "pos_w", "bilateral_xy_std", "bilateral_rgb_std", "bilateral_w")
+    options = ("compatibility", "learn_bandwidths", "temperature", "class_bias", "spatial")
+    crf: dict[str, Any] = {name: getattr(config, name) for name in usual}
+    crf |= {name: getattr(config, f"crf_{name}") for name in options}
+    if config.crf_kernels is not None:
+        crf["kernels"] = [dataclasses.asdict(kernel) for kernel in config.crf_kernels]
     return PiecewiseTrainedModel(
         len(classes),
         config.crf_iterations,
         unary=config.unary,
         pretrained=config.pretrained,
         output_stride=config.output_stride,
-        crf={"train_iterations": config.crf_train_iterations, **{name: getattr(config, name) for name in kernels}},
+        crf={"train_iterations": config.crf_train_iterations, **crf},
         classes=classes,
     )
 

@@ -3,7 +3,7 @@
 from piecewise_training.crf.dense import dense_crf
 from piecewise_training.crf.filtering import GaussianKernel, gaussian_filter
 from piecewise_training.crf.lattice import PermutohedralLattice
-from piecewise_training.crf.layer import DenseCRF
+from piecewise_training.crf.layer import DenseCRF, Kernel
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, mean_field
 from piecewise_training.crf.pixels import bilateral_kernel, spatial_kernel
 
@@ -11,6 +11,7 @@ __all__ = [
     "Convergence",
     "DenseCRF",
     "GaussianKernel",
+    "Kernel",
     "PairwiseTerm",
     "PermutohedralLattice",
     "bilateral_kernel",

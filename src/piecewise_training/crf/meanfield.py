@@ -49,6 +49,10 @@ class PairwiseTerm:
         costs = self.compatibility.to(like)
         return weight * costs if costs.ndim == 1 else -weight * costs
 
+    def message(self, q: Float[Tensor, "b k n"]) -> Float[Tensor, "b k n"]:
+        """What the term adds to the logits, given the marginals."""
+        return mixed(self.mixture(q), self.kernel(q))
+
     @property
     def learned(self) -> bool:
         """Whether anything in the term needs a gradient."""
@@ -166,7 +170,7 @@ def _check(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, toler
 def _messages(log_q: Tensor, terms: Sequence[PairwiseTerm]) -> Tensor:
     """What the terms add to the logits."""
     q = log_q.exp()
-    return sum((mixed(term.mixture(q), term.kernel(q)) for term in terms), torch.zeros_like(q))
+    return sum((term.message(q) for term in terms), torch.zeros_like(q))
 
 
 def _divergence(log_q: Tensor, logits: Tensor, messages: Tensor) -> Tensor:

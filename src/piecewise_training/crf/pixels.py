@@ -52,7 +52,7 @@ def spatial_kernel(
 
 def bilateral_kernel(
     image: Float[Tensor, "b c h w"],
-    xy_std: Tensor | float,
+    xy_std: Tensor | float | None,
     rgb_std: Tensor | float | Sequence[Tensor | float],
     *,
     like: Tensor,
@@ -65,7 +65,7 @@ def bilateral_kernel(
 
     Args:
         image: (B, C, H, W), any number of channels, uint8 or float.
-        xy_std: bandwidth of the position in pixels, above 0.
+        xy_std: bandwidth of the position in pixels, above 0; None leaves the position out.
         rgb_std: bandwidth of the channels in their unit, or one for each of them, above 0.
         like: a tensor of the dtype wanted.
         normalization: see `GaussianKernel`.
@@ -79,8 +79,11 @@ def bilateral_kernel(
     """
     channels = image.shape[1]
     colour = [*rgb_std] if isinstance(rgb_std, Sequence) else [rgb_std] * channels
-    features = _pixel_features(image, like.dtype)
-    return GaussianKernel(features, _stack([xy_std] * 2 + colour, features), backend, normalization)
+    if xy_std is None:
+        features, stds = image.to(like.dtype).flatten(2), colour
+    else:
+        features, stds = _pixel_features(image, like.dtype), [xy_std, xy_std, *colour]
+    return GaussianKernel(features, _stack(stds, features), backend, normalization)
 
 
 def pixel_positions(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 n"]:

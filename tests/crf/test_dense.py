@@ -1,4 +1,4 @@
-"""Mean field against the literal loops, pydensecrf, and autograd through the O(N²) sum."""
+"""The dense CRF against the literal loops, pydensecrf, and autograd through the O(N²) sum."""
 
 from __future__ import annotations
 
@@ -10,21 +10,11 @@ import torch
 
 from piecewise_training.crf import dense_crf
 from tests.crf import oracle
+from tests.crf.scenes import scene
 
 KERNELS = {
     "pos_xy_std": 3.0, "pos_w": 3.0, "bilateral_xy_std": 80.0, "bilateral_rgb_std": 13.0, "bilateral_w": 10.0,
 }  # fmt: skip
-
-
-def scene(height: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (1, K, H, W) that half know a picture (1, 3, H, W) of smooth regions with noise."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    region = ((np.sin(x / 7 + seed) + np.cos(y / 5)) * classes).astype(int) % classes
-    colours = rng.integers(30, 220, (classes, 3))
-    image = np.clip(colours[region] + rng.normal(0, 5, (height, width, 3)), 0, 255).astype(np.uint8)
-    scores = 2.5 * np.eye(classes)[region] + rng.normal(0, 1.0, (height, width, classes))
-    return torch.tensor(scores, dtype=torch.float32).permute(2, 0, 1)[None], torch.tensor(image).permute(2, 0, 1)[None]
 
 
 @pytest.mark.parametrize("matrix", [False, True])

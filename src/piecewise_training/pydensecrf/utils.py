@@ -1,0 +1,147 @@
+"""Unary energies and features for `DenseCRF`, as `pydensecrf.utils` makes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_unsure: bool = True) -> np.ndarray:
+    """Energies from labels that are right with a given probability.
+
+    Args:
+        labels: integers of any shape, N of them.
+        n_labels: K; where `zero_unsure` is set the label 0 is not one of them.
+        gt_prob: probability that a label is right, between 0 and 1.
+        zero_unsure: whether 0 means that nothing is known, and the labels 1 to K are the classes 0 to K - 1.
+
+    Returns:
+        (K, N) float32: -log of the probability of each class.
+
+    Raises:
+        ValueError: a probability or label is out of its range.
+
+    Example:
+        >>> unary_from_labels(np.array([0, 1, 2]), 2, 0.8).round(2)
+        array([[0.69, 0.22, 1.61],
+               [0.69, 1.61, 0.22]], dtype=float32)
+    """
+    if not 0 < gt_prob < 1:
+        raise ValueError(f"`gt_prob` must lie between 0 and 1; got {gt_prob}.")
+    flat = np.asarray(labels).reshape(-1).astype(np.int64)
+    classes = flat - 1 if zero_unsure else flat
+    known = flat != 0 if zero_unsure else np.ones(len(flat), bool)
+    if flat.size and (flat.min() < 0 or classes.max() >= n_labels):
+        raise ValueError(
+            f"`labels` must be from 0 to {n_labels if zero_unsure else n_labels - 1}; "
+            f"they reach from {flat.min()} to {flat.max()}."
+        )
+    with np.errstate(divide="ignore"):  # of a single class there is no other one to be right instead
+        energies = np.full((n_labels, len(flat)), -np.log((1 - gt_prob) / np.float64(n_labels - 1)), np.float32)
+    energies[classes[known], np.flatnonzero(known)] = -np.log(gt_prob)
+    energies[:, ~known] = -np.log(1 / n_labels)
+    return energies
+
+
+def unary_from_softmax(sm: np.ndarray, scale: float | None = None, clip: float | None = 1e-5) -> np.ndarray:
+    """Energies from probabilities.
+
+    Args:
+        sm: probabilities (K, ...).
+        scale: how far they are trusted, above 0 to 1: they are mixed with as much of the uniform distribution as
+            is missing to 1. None is 1.
+        clip: least probability; None clips nothing.
+
+    Returns:
+        (K, N) float32: -log of the probabilities.
+
+    Raises:
+        ValueError: the scale is out of its range.
+
+    Example:
+        >>> unary_from_softmax(np.array([[0.9], [0.1]])).round(2)
+        array([[0.11],
+               [2.3 ]], dtype=float32)
+    """
+    if scale is not None and not 0 < scale <= 1:
+        raise ValueError(f"`scale` must be above 0 and at most 1; got {scale}.")
+    classes = len(sm)
+    if scale is not None:
+        sm = scale * sm + (1 - scale) / classes
+    if clip is not None:
+        sm = np.clip(sm, clip, 1.0)
+    return -np.log(sm).reshape(classes, -1).astype(np.float32)
+
+
+def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Features for a kernel of position alone, in any number of dimensions.
+
+    Args:
+        sdims: bandwidth along each axis.
+        shape: size of the image or volume; its rows come first, in contrast to `DenseCRF2D`.
+
+    Returns:
+        (axes, N) float32 for `DenseCRF.addPairwiseEnergy`.
+
+    Raises:
+        ValueError: there are not as many bandwidths as axes.
+
+    Example:
+        >>> create_pairwise_gaussian((2, 1), (2, 2))
+        array([[0. , 0. , 0.5, 0.5],
+               [0. , 1. , 0. , 1. ]], dtype=float32)
+    """
+    if len(sdims) != len(shape):
+        raise ValueError(f"`sdims` must have a bandwidth for each of the {len(shape)} axes; got {len(sdims)}.")
+    place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
+    return place / np.asarray(sdims, np.float32)[:, None]
+
+
+def create_pairwise_bilateral(
+    sdims: Sequence[float], schan: float | Sequence[float], img: np.ndarray, chdim: int = -1
+) -> np.ndarray:
+    """Features for a kernel of position and channels, in any number of dimensions.
+
+    Args:
+        sdims: bandwidth along each axis, that of the channels left out.
+        schan: bandwidth of the channels, or one for each.
+        img: the image or volume.
+        chdim: axis of the channels; -1 means that there is none, not that it is the last one.
+
+    Returns:
+        (axes + channels, N) float32 for `DenseCRF.addPairwiseEnergy`.
+
+    Raises:
+        ValueError: there are not as many bandwidths as axes or channels.
+
+    Example:
+        >>> create_pairwise_bilateral((1, 1), 10, np.array([[[0, 50]], [[100, 0]]]), chdim=2).shape
+        (4, 2)
+    """
+    channels = img[None] if chdim == -1 else np.moveaxis(img, chdim, 0)
+    stds = np.asarray(schan, np.float32)
+    stds = np.full(len(channels), stds) if stds.ndim == 0 else stds
+    if len(stds) != len(channels):
+        raise ValueError(
+            f"`schan` must be a number or have one for each of the {len(channels)} channels; got {len(stds)}. "
+            "chdim=-1 means that there is no axis of channels: pass chdim=2 for an image of (H, W, 3)."
+        )
+    place = create_pairwise_gaussian(sdims, channels.shape[1:])
+    colour = channels.reshape(len(channels), -1).astype(np.float32) / stds[:, None]
+    return np.concatenate([place, colour])
+
+
+def compute_unary(labels: np.ndarray, M: int, GT_PROB: float = 0.5) -> np.ndarray:
+    """`unary_from_labels` under its old name."""
+    logger.warning("compute_unary is the old name of unary_from_labels")
+    return unary_from_labels(labels, M, GT_PROB)
+
+
+def softmax_to_unary(sm: np.ndarray, GT_PROB: float = 1) -> np.ndarray:
+    """`unary_from_softmax` under its old name; probabilities are clipped at 1e-5."""
+    logger.warning("softmax_to_unary is the old name of unary_from_softmax")
+    return unary_from_softmax(sm, scale=None if GT_PROB == 1 else GT_PROB)
