@@ -37,8 +37,8 @@ def test_public_names() -> None:
             "__version__", "dense_crf", "gaussian_filter",
         },
         "piecewise_training.crf": {
-            "DenseCRF", "GaussianKernel", "NormalisedKernel", "PairwiseTerm", "PermutohedralLattice", "dense_crf",
-            "gaussian_filter", "mean_field",
+            "Convergence", "DenseCRF", "GaussianKernel", "Kernel", "PairwiseTerm", "PermutohedralLattice",
+            "bilateral_kernel", "dense_crf", "gaussian_filter", "mean_field", "spatial_kernel",
         },
         "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel"},
         "piecewise_training.trainer": {

@@ -97,6 +97,22 @@ def test_scripts(script: Any) -> None:
     both(script)
 
 
+@pytest.mark.parametrize("height", [22, 23, 25])
+@pytest.mark.parametrize("stds", [(200, 200), (60, 200), (0.5, 200)])
+def test_points_that_pydensecrf_adds(height: int, stds: tuple[float, float]) -> None:
+    """With wide bandwidths and a number of pixels that is no multiple of 4, its extra points change the marginals."""
+    image, probabilities = picture(height, 31, 3)
+
+    def script(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
+        d = dcrf.DenseCRF2D(31, height, 3)
+        d.setUnaryEnergy(utils.unary_from_softmax(probabilities))
+        d.addPairwiseGaussian(3, 3)
+        d.addPairwiseBilateral(*stds, image, 10)
+        return d.inference(5)
+
+    both(script)
+
+
 @pytest.mark.parametrize("normalization", range(4))
 @pytest.mark.parametrize("kind", ["number", "vector", "matrix", "negative"])
 def test_every_normalization_and_compat(normalization: int, kind: str) -> None:

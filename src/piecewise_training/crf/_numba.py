@@ -37,7 +37,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
             return _build_one(points, scales, space, run)
 
     with _team() as run:
-        if len(features) >= torch.get_num_threads():
+        if _side_by_side(*features.shape[::2]):
             return run(lambda points: build_one(points, _one_by_one), _array(features))
         return [build_one(points, run) for points in _array(features)]
 
@@ -77,7 +77,7 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
         own += own.dtype.type(1e-20)
         np.divide(1, np.sqrt(own, out=own) if symmetric else own, out=own)
 
-    _by_image(task, len(tables))
+    _by_image(task, len(tables), len(ones))
     return torch.from_numpy(sums)
 
 
@@ -150,8 +150,8 @@ def mean_field(
 
     The gradients need logarithms.
     """
-    out = torch.empty(logits.shape)
-    scores, target = _array(logits), out.numpy()
+    target = np.empty(logits.shape, np.float32)  # NumPy's comes in large pages, which are faster to get than torch's
+    scores = _array(logits)
     states: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
 
@@ -163,8 +163,8 @@ def mean_field(
             if keep:
                 states[image] = state
 
-    _by_image(infer, len(scores))
-    return out, states
+    _by_image(infer, len(scores), scores.shape[2])
+    return torch.from_numpy(target), states
 
 
 def mean_field_gradients(
@@ -193,7 +193,7 @@ def mean_field_gradients(
             slopes = _numba_backward.gradients(state, marginals[image], received[image], own, out[image], space, run)
         found[image] = [slopes[state.places.index(term)] for term in range(len(slopes))]
 
-    _by_image(pull, len(states))
+    _by_image(pull, len(states), log_q.shape[2])
     return to_logits, [_of_batch(list(term)) for term in zip(*found, strict=True)]
 
 
@@ -223,14 +223,23 @@ def _of_one(factor: Tensor, image: int) -> np.ndarray:
     return _array(factor)[image if len(factor) > 1 else 0, 0]
 
 
-def _by_image(task: Callable[[int, _numba_meanfield.Run], None], images: int) -> None:
-    """Works on whole images side by side, or on one after the other where they are fewer than threads."""
+def _by_image(task: Callable[[int, _numba_meanfield.Run], None], images: int, points: int) -> None:
+    """Works on whole images side by side, or on one after the other with all threads."""
     with _team() as run:
-        if images >= torch.get_num_threads():
+        if _side_by_side(images, points):
             run(lambda image: task(image, _one_by_one), range(images))
         else:
             for image in range(images):
                 task(image, run)
+
+
+def _side_by_side(images: int, points: int) -> bool:
+    """Whether threads take whole images: where an image has too few parts for them, and there are enough images.
+
+    Otherwise all threads work on one image, whose data then have the cache to themselves.
+    """
+    threads = torch.get_num_threads()
+    return images >= threads and points < 2 * threads * _numba_meanfield.PIXELS_A_PART
 
 
 def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

@@ -23,7 +23,7 @@ Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference
 
 LOG2_E = np.float32(1.4426950408889634)
 IMPOSSIBLE = np.float32(-2e38)  # the score of a class that there is not
-_PIXELS_A_PART = 20_000
+PIXELS_A_PART = 20_000
 _MOST_PARTS = 16
 
 
@@ -272,7 +272,7 @@ def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, run
     tiles = np.empty((-(-height // layouts.TILE) * -(-width // layouts.TILE), 4), np.int64)
     starts = np.empty(len(tiles) + 1, np.int64)
     layouts.list_tiles(height, width, tiles, starts)
-    count = max(1, min(_MOST_PARTS, pixels // _PIXELS_A_PART))
+    count = max(1, min(_MOST_PARTS, pixels // PIXELS_A_PART))
     cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
     axes = [term.tables[1].shape[1] for term in terms]
     rows = space.empty((pixels, sum(axes)), np.int32)

@@ -128,11 +128,10 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
     batch, channels, height, width = image.shape
     if image.device.type == "cpu" and not image.requires_grad and image.dtype != torch.bfloat16:
         # NumPy, because torch's threads would go on spinning beside those of the kernels.
-        features = torch.empty(batch, 2 + channels, height, width, dtype=dtype)
-        array = features.numpy()
+        array = np.empty((batch, 2 + channels, height, width), np.float64 if dtype == torch.float64 else np.float32)
         array[:, 0], array[:, 1] = np.arange(width), np.arange(height)[:, None]
         array[:, 2:] = image.detach().numpy()
-        return features.flatten(2)
+        return torch.from_numpy(array).flatten(2)
     colour = image.to(dtype).flatten(2)
     return torch.cat([pixel_positions(height, width, colour).expand(batch, -1, -1), colour], 1)
 

@@ -7,7 +7,7 @@ compat=3, compat=-3 * np.ones(K) and compat=-3 * np.eye(K) mean the same: the ve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piecewise_training.crf import GaussianKernel, PairwiseTerm, mean_field, spatial_kernel
+from piecewise_training.crf import GaussianKernel, PairwiseTerm, PermutohedralLattice, mean_field, spatial_kernel
 from piecewise_training.crf.filtering import Normalization
+from piecewise_training.crf.lattice import LatticeOperator
 from piecewise_training.pydensecrf.costs import Costs
 
 
@@ -101,10 +102,27 @@ class _Pairwise:
         return PairwiseTerm(kernel, *self.costs.of(self.costs.parameters if parameters is None else parameters))
 
     def _kernel(self, scale: Tensor) -> GaussianKernel:
+        features, bandwidths = self.features, torch.ones(self.features.shape[1])
         if scale.ndim == 2:
-            return GaussianKernel((scale @ self.features[0])[None], normalization=self.normalization)
-        bandwidths = 1 / scale if scale.numel() else None
-        return GaussianKernel(self.features, bandwidths, normalization=self.normalization)
+            features = (scale @ features[0])[None]
+        elif scale.numel():
+            bandwidths = 1 / scale
+        return GaussianKernel(features, bandwidths, _lattice(features, bandwidths), self.normalization)
+
+
+def _lattice(features: Tensor, bandwidths: Tensor) -> LatticeOperator:
+    """The lattice as pydensecrf has it.
+
+    It places points four at a time and fills up the last four with points at the origin, whose vertices then pass on
+    what is blurred over them. Where there are few vertices, wide bandwidths that is, this is seen in the marginals.
+    """
+    points = features.shape[2]
+    with torch.no_grad():
+        filled = torch.cat([features, torch.zeros_like(features[..., : -points % 4])], 2)
+        placed = PermutohedralLattice.build(filled, bandwidths)
+    return LatticeOperator(
+        [replace(one, simplices=one.simplices[:points], weights=one.weights[:points]) for one in placed]
+    )
 
 
 class DenseCRF:
