@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from piecewise_training.crf import dense_crf
+from piecewise_training.crf import Convergence, PairwiseTerm, bilateral_kernel, dense_crf, spatial_kernel
 from tests.crf import oracle
 from tests.crf.scenes import scene
 
@@ -201,6 +201,74 @@ def test_half_precision_scores() -> None:
     log_q = dense_crf(scores.bfloat16(), image)
     assert log_q.dtype == torch.bfloat16
     torch.testing.assert_close(log_q.float(), dense_crf(scores.bfloat16().float(), image), rtol=1e-2, atol=1e-2)
+
+
+def test_arrays_and_single_images() -> None:
+    """Arrays in, arrays out, whatever their memory is like; an image without a batch axis."""
+    scores, image = scene(12, 15, 3)
+    expected = dense_crf(scores, image)
+    torch.testing.assert_close(dense_crf(scores[0], image[0]), expected[0])
+    pixels = np.asfortranarray(image[0].numpy())
+    pixels.flags.writeable = False
+    for array in (scores[0].numpy(), np.asfortranarray(scores[0].numpy()), scores[0].numpy()[:, ::-1][:, ::-1]):
+        found = dense_crf(array, pixels)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, expected[0].numpy())
+    assert dense_crf(scores.numpy().astype(np.float64), image.numpy()).dtype == np.float64
+
+
+def test_probabilities() -> None:
+    scores, image = scene(12, 15, 3)
+    probabilities = scores.softmax(1)
+    torch.testing.assert_close(
+        dense_crf(probabilities, image, from_probs=True), dense_crf(probabilities.clamp(min=1e-5).log(), image)
+    )
+    certain = (scores == scores.amax(1, keepdim=True)).float()
+    assert bool(dense_crf(certain, image, from_probs=True).isfinite().all())
+    with pytest.raises(ValueError, match=r"`scores` must lie within \[0, 1\], since `from_probs` is set; they reach"):
+        dense_crf(scores, image, from_probs=True)
+
+
+def test_further_terms_and_kernels_left_out() -> None:
+    """The usual kernels as further terms, with the usual ones left out, are the usual CRF."""
+    scores, image = scene(14, 17, 3)
+    terms = [
+        PairwiseTerm(spatial_kernel(14, 17, 3.0, like=scores), 3.0),
+        PairwiseTerm(bilateral_kernel(image, 80.0, 13.0, like=scores), 10.0),
+    ]
+    expected = dense_crf(scores, image)
+    torch.testing.assert_close(dense_crf(scores, image, pos_w=0.0, bilateral_w=0.0, terms=terms), expected)
+    torch.testing.assert_close(dense_crf(scores, image, bilateral_w=0.0, terms=terms[1:]), expected)
+    torch.testing.assert_close(dense_crf(scores, image, pos_w=0.0, bilateral_w=0.0), scores.log_softmax(1))
+
+
+def test_compatibility_for_both_kernels_or_each() -> None:
+    scores, image = scene(14, 17, 3)
+    matrix = torch.rand(3, 3)
+    both = dense_crf(scores, image, compatibility=matrix)
+    torch.testing.assert_close(dense_crf(scores, image, compatibility=torch.stack([matrix, matrix])), both)
+    torch.testing.assert_close(dense_crf(scores, image, compatibility=[matrix, matrix]), both)
+    potts = dense_crf(scores, image)
+    torch.testing.assert_close(dense_crf(scores, image, compatibility=[None, torch.ones(3)]), potts)
+    torch.testing.assert_close(dense_crf(scores, image, compatibility=1 - torch.eye(3)), potts, rtol=1e-4, atol=1e-4)
+
+
+def test_watching_changes_nothing() -> None:
+    scores, image = scene(14, 17, 3)
+    course = Convergence()
+    watched = dense_crf(scores, image, convergence=course)
+    torch.testing.assert_close(watched, dense_crf(scores, image), rtol=1e-4, atol=1e-4)
+    assert len(course.change) == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_of_a_batch_side_by_side_or_one_after_the_other(dtype: torch.dtype) -> None:
+    """Large images are worked on by all threads, small ones by one each: the same bits either way."""
+    for height, width in ((20, 30), (300, 280)):
+        scenes = [scene(height, width, 2, seed) for seed in range(2)]
+        together = dense_crf(torch.cat([s for s, _ in scenes]).to(dtype), torch.cat([i for _, i in scenes]))
+        for image, (scores, pixels) in enumerate(scenes):
+            assert torch.equal(together[image], dense_crf(scores.to(dtype), pixels)[0])
 
 
 GOOD = torch.zeros(1, 2, 4, 5), torch.zeros(1, 3, 4, 5)

@@ -42,6 +42,25 @@ def test_linear_and_blind_to_the_order_of_points(backend: str, points: int, seed
     torch.testing.assert_close(shuffled, gaussian_filter(features, a, backend=backend)[:, order])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(points=st.integers(1, 40), spread=st.sampled_from([0.01, 1.0, 20.0]), seed=st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_averages_leave_constants_and_symmetric_ones_are_symmetric(
+    backend: str, points: int, spread: float, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    features = spread * torch.randn(1, 3, points, dtype=torch.float64, generator=g)
+    ones = torch.ones(1, 1, points, dtype=torch.float64)
+    average = GaussianKernel(features, backend=backend, normalization="after")
+    torch.testing.assert_close(average(ones), ones)
+    spreading = GaussianKernel(features, backend=backend, normalization="before")
+    if backend == "exact":  # the lattice's own blur is symmetric only where no neighbour is missing
+        torch.testing.assert_close(spreading(ones).sum(), ones.sum())
+        kernel = GaussianKernel(features, backend=backend, normalization="symmetric")
+        matrix = kernel(torch.eye(points, dtype=torch.float64)[None])[0]
+        torch.testing.assert_close(matrix, matrix.T)
+
+
 def test_gradients_of_the_exact_filter() -> None:
     features = torch.randn(2, 2, 9, dtype=torch.float64, requires_grad=True)
     values = torch.randn(2, 3, 9, dtype=torch.float64, requires_grad=True)

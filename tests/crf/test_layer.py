@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from piecewise_training import crf as package
 from piecewise_training import model
-from piecewise_training.crf import DenseCRF, dense_crf
+from piecewise_training.crf import (
+    DenseCRF,
+    Kernel,
+    PairwiseTerm,
+    bilateral_kernel,
+    dense_crf,
+    mean_field,
+    spatial_kernel,
+)
 from tests.crf.scenes import scene
 
 
@@ -76,6 +86,76 @@ def test_recovers_a_bandwidth_from_marginals_made_with_it() -> None:
     assert crf.pos_xy_std.item() == pytest.approx(5.0, rel=0.15)
 
 
+def test_recovers_bandwidths_on_the_fast_kernels() -> None:
+    """All of them at once, from marginals made with others, on an image of colours."""
+    scores, image = scene(30, 36, 3)
+    truth = {"pos_xy_std": 2.0, "pos_w": 1.0, "bilateral_xy_std": 20.0, "bilateral_rgb_std": 30.0, "bilateral_w": 3.0}
+    target = dense_crf(scores, image, iterations=3, **truth).exp()
+    crf = DenseCRF(3, 3, 3.0, 1.0, 12.0, 50.0, 3.0, compatibility="potts")
+    learned = [crf.log_pos_xy_std, crf.log_bilateral_xy_std, crf.log_bilateral_rgb_std]
+    optimizer = torch.optim.Adam(learned, lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (-(target * crf(scores, image)).sum(1).mean()).backward()
+        optimizer.step()
+    found = {name: value.item() for name, value in crf.kernel_parameters().items()}
+    assert found == pytest.approx(truth, rel=0.1)
+
+
+def test_kernels_of_every_kind() -> None:
+    """Named by their kind and number, with what each of them learns, and maps by name."""
+    kernels = [
+        Kernel(xy_std=2.0, compatibility="potts"),
+        {"xy_std": 30.0, "rgb_std": 4.0, "weight": 1.5, "compatibility": "class"},
+        Kernel(xy_std=60.0, rgb_std=12.0, feature_stds={"depth": 0.5}),
+        Kernel(feature_stds={"depth": 2.0}),
+    ]
+    crf = DenseCRF(3, 4, kernels=kernels, temperature=True, class_bias=True)
+    assert {name: round(value.item(), 3) for name, value in crf.kernel_parameters().items()} == {
+        "pos_xy_std": 2.0, "pos_w": 1.0, "bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0, "bilateral_w": 1.5,
+        "bilateral2_xy_std": 60.0, "bilateral2_rgb_std": 12.0, "bilateral2_depth_std": 0.5, "bilateral2_w": 1.0,
+        "feature_depth_std": 2.0, "feature_w": 1.0,
+    }  # fmt: skip
+    assert crf.pos_compatibility is None
+    assert crf.bilateral_compatibility.shape == (3,)
+    assert crf.bilateral2_compatibility.shape == (3, 3)
+    scores, image = scene(9, 11, 3)
+    depth = torch.rand(1, 1, 9, 11)
+    terms = [
+        PairwiseTerm(spatial_kernel(9, 11, 2.0, like=scores)),
+        PairwiseTerm(bilateral_kernel(image, 30.0, 4.0, like=scores), 1.5),
+        PairwiseTerm(bilateral_kernel(torch.cat([image, depth], 1), 60.0, [12.0] * 3 + [0.5], like=scores)),
+        PairwiseTerm(bilateral_kernel(depth, None, 2.0, like=scores)),
+    ]
+    log_q = crf.eval()(scores, image, {"depth": depth})
+    torch.testing.assert_close(log_q, mean_field(scores, terms, 4), rtol=1e-4, atol=1e-4)
+    crf.train()(scores, image, {"depth": depth})[:, 0].mean().backward()
+    assert all(parameter.grad is not None for parameter in crf.parameters())
+
+
+def test_temperature_and_class_bias() -> None:
+    scores, image = scene(9, 11, 3)
+    crf = DenseCRF(3, temperature=True, class_bias=True).eval()
+    with torch.no_grad():
+        crf.log_temperature.fill_(np.log(2.0))
+        crf.class_bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
+    expected = dense_crf(scores / 2 + torch.tensor([1.0, 0.0, -1.0])[:, None, None], image)
+    torch.testing.assert_close(crf(scores, image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bandwidths_that_are_not_learned() -> None:
+    crf = DenseCRF(3, learn_bandwidths=False)
+    learned = {name for name, parameter in crf.named_parameters() if parameter.requires_grad}
+    assert learned == {"log_pos_w", "log_bilateral_w", "pos_compatibility", "bilateral_compatibility"}
+
+
+def test_options_of_the_function() -> None:
+    scores, image = scene(12, 14, 3)
+    options = {"normalization": "after", "spatial": "exact"}
+    found = DenseCRF(3, **options).eval()(scores, image)
+    torch.testing.assert_close(found, dense_crf(scores, image, **options), rtol=1e-4, atol=1e-4)
+
+
 def test_runs_in_single_precision_under_autocast() -> None:
     scores, image = scene(8, 9, 3)
     crf = DenseCRF(3).eval()
@@ -92,9 +172,12 @@ def test_runs_in_single_precision_under_autocast() -> None:
         ({"train_iterations": -2}, "`train_iterations` must be at least 0; got -2"),
         ({"pos_w": 0.0}, "`pos_w` must be a finite number above 0; got 0.0"),
         ({"bilateral_xy_std": float("nan")}, "`bilateral_xy_std` must be a finite number above 0; got nan"),
+        ({"compatibility": "full"}, r"`compatibility` must be potts, class, matrix; got 'full' \(str\)"),
+        ({"kernels": [Kernel()]}, "A kernel needs the bandwidth of something: `xy_std`, `rgb_std` or `feature_stds`"),
+        ({"kernels": [{"xy_std": -1.0}]}, "`pos_xy_std` must be a finite number above 0; got -1.0"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DenseCRF(**({"num_classes": 3} | arguments))
 
@@ -111,6 +194,20 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 def test_what_is_no_tensor() -> None:
     with pytest.raises(TypeError, match=r"`unary_logits` must be a torch.Tensor; got \(2, 3\) float64 \(ndarray\)"):
         DenseCRF(3)(np.zeros((2, 3)), torch.zeros(1, 3, 2, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (None, "`features` must have depth; got a dict of"),
+        ({"depth": torch.zeros(1, 1, 4, 4)}, r"`features\['depth'\]` must be \(B, F, H, W\) and fit `unary_logits`"),
+        ({"depth": torch.full((1, 1, 4, 5), torch.nan)}, r"`features\['depth'\]` must be finite; 20 of 20"),
+    ],
+)
+def test_maps_that_do_not_fit(features: Any, message: str) -> None:
+    scores, image = scene(4, 5, 3)
+    with pytest.raises(ValueError, match=message):
+        DenseCRF(3, kernels=[Kernel(feature_stds={"depth": 1.0})])(scores, image, features)
 
 
 def test_wrong_number_of_classes() -> None:

@@ -1,0 +1,167 @@
+"""Mean field over any points: the literal loop, its options, its gradients on the fast kernels, its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from piecewise_training.crf import Convergence, GaussianKernel, PairwiseTerm, dense_crf, mean_field
+from tests.crf import oracle
+from tests.crf.scenes import scene
+
+
+def cloud(points: int = 40, classes: int = 3, weight: float = 2.0, backend: Any = "exact") -> Any:
+    """Scores of points in space, and a term over them."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 3, points, generator=generator)
+    scores = torch.randn(1, classes, points, generator=generator)
+    return scores, PairwiseTerm(GaussianKernel(features, backend=backend, normalization="symmetric"), weight)
+
+
+@pytest.mark.parametrize("compatibility", ["potts", "class", "matrix"])
+def test_is_the_literal_loop(compatibility: str) -> None:
+    features, scores = np.random.default_rng(0).normal(size=(2, 25)), np.random.default_rng(1).normal(size=(3, 25))
+    gains, matrix = np.array([1.0, 0.2, -0.5]), np.random.default_rng(2).normal(size=(3, 3))
+    costs = {"potts": 1 - np.eye(3), "class": -np.diag(gains), "matrix": matrix}[compatibility]
+    given = {"potts": None, "class": torch.tensor(gains), "matrix": torch.tensor(matrix)}[compatibility]
+    kernel = GaussianKernel(torch.tensor(features)[None], backend="exact", normalization="symmetric")
+    ours = mean_field(torch.tensor(scores)[None], [PairwiseTerm(kernel, 1.7, given)], 4)
+    expected = oracle.mean_field(scores, [oracle.normalised(oracle.gaussian(features))], [1.7 * costs], 4)
+    np.testing.assert_allclose(ours.exp()[0].numpy(), expected, atol=1e-12)
+
+
+def test_no_terms_and_no_iterations_are_softmax() -> None:
+    scores, term = cloud()
+    torch.testing.assert_close(mean_field(scores, []), scores.log_softmax(1))
+    torch.testing.assert_close(mean_field(scores, [term], 0), scores.log_softmax(1))
+    torch.testing.assert_close(mean_field(scores, [cloud(backend="auto")[1]], 0), scores.log_softmax(1))
+
+
+def test_volumes() -> None:
+    scores = torch.randn(2, 3, 4, 5, 6)
+    features = torch.randn(2, 4, 120)
+    term = PairwiseTerm(GaussianKernel(features, normalization="symmetric"), 2.0)
+    found = mean_field(scores, [term], 3)
+    assert found.shape == scores.shape
+    torch.testing.assert_close(found.flatten(2), mean_field(scores.flatten(2), [term], 3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["exact", "reference", "auto"])
+def test_marginals_instead_of_logarithms(backend: str) -> None:
+    scores, term = cloud(backend=backend)
+    torch.testing.assert_close(mean_field(scores, [term], 3, logarithm=False), mean_field(scores, [term], 3).exp())
+    work = scores.clone().requires_grad_()
+    assert mean_field(work, [term], 3, logarithm=False).requires_grad
+
+
+def test_divergence_falls_and_ends_at_the_marginals() -> None:
+    scores, term = cloud(weight=0.5)
+    course = Convergence()
+    log_q = mean_field(scores, [term], 8, convergence=course)
+    divergence = torch.stack(course.divergence)[:, 0]
+    assert divergence.shape == (9,)
+    assert bool((divergence.diff() < 1e-5).all())
+    q = log_q.exp()[0].double()
+    message = term.message(q[None].float())[0].double()
+    expected = (q * (q.log() - scores[0].double() - 0.5 * message)).sum()
+    torch.testing.assert_close(divergence[-1], expected, rtol=1e-5, atol=1e-5)
+    assert len(course.change) == 8
+    assert float(course.change[-1]) < float(course.change[0])
+
+
+def test_stops_at_the_tolerance() -> None:
+    scores, term = cloud(weight=0.5)
+    course = Convergence()
+    stopped = mean_field(scores, [term], 100, tolerance=1e-3, convergence=course)
+    assert 1 < len(course.change) < 20
+    assert float(course.change[-1]) <= 1e-3 < float(course.change[-2])
+    torch.testing.assert_close(stopped, mean_field(scores, [term], len(course.change)))
+
+
+def test_damping_calms_what_swings() -> None:
+    """Two points that each want to be what the other is not: all at once they change places for ever."""
+    kernel = GaussianKernel(torch.zeros(1, 1, 2), backend="exact")
+    scores = torch.tensor([[[0.1, 0.1], [0.0, 0.0]]])
+    swinging, calm = Convergence(), Convergence()
+    term = PairwiseTerm(kernel, -4.0)
+    mean_field(scores, [term], 30, convergence=swinging)
+    damped = mean_field(scores, [term], 30, damping=0.8, convergence=calm)
+    assert float(swinging.change[-1]) > 0.5
+    assert float(calm.change[-1]) < 1e-3
+    torch.testing.assert_close(damped.exp().sum(1), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("compatibility", ["potts", "class", "matrix"])
+@pytest.mark.parametrize("normalization", ["none", "before", "after", "symmetric"])
+def test_fast_gradients_are_those_of_double_precision(compatibility: str, normalization: Any) -> None:
+    """Of scores, weights, compatibilities and bandwidths through five updates, to 1e-4 of the largest of their kind."""
+    scores, image = scene(24, 29, 4)
+    target = scores.argmax(1).roll(2, 1)
+    start = {"pos_xy_std": 2.0, "pos_w": 0.5, "bilateral_xy_std": 12.0, "bilateral_rgb_std": 20.0, "bilateral_w": 0.7}
+    if normalization == "none":
+        start |= {"pos_w": 0.02, "bilateral_w": 0.03}
+    torch.manual_seed(0)
+    costs = {"potts": None, "class": torch.rand(4), "matrix": torch.rand(2, 4, 4)}[compatibility]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        values = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in start.items()}
+        matrices = None if costs is None else costs.detach().to(dtype).clone().requires_grad_()
+        work = scores.detach().to(dtype).clone().requires_grad_()
+        log_q = dense_crf(work, image, compatibility=matrices, iterations=5, normalization=normalization, **values)
+        torch.nn.functional.nll_loss(log_q, target).backward()
+        relative = torch.stack([value.grad * value.detach() for value in values.values()])
+        found.append([work.grad, relative, *([] if matrices is None else [matrices.grad])])
+    for fast, expected in zip(*found, strict=True):
+        assert float((fast.double() - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+def test_gradients_twice() -> None:
+    """What is kept for the gradients is still there for a second pass."""
+    scores, image = scene(12, 13, 3)
+    work = scores.clone().requires_grad_()
+    log_q = dense_crf(work, image, iterations=3)
+    first, second = (torch.autograd.grad(log_q[:, 0].sum(), work, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_features_that_are_learned() -> None:
+    """An embedding gets its gradient, on the slower path, the same as by the exact sum up to the lattice's error."""
+    torch.manual_seed(0)
+    embedding, scores = torch.randn(1, 2, 60), torch.randn(1, 3, 60)
+    found = []
+    for backend in ("exact", "auto"):
+        features = embedding.clone().requires_grad_()
+        term = PairwiseTerm(GaussianKernel(features, backend=backend, normalization="symmetric"), 2.0)
+        mean_field(scores, [term], 2)[:, 0].sum().backward()
+        found.append(features.grad)
+    assert float(torch.nn.functional.cosine_similarity(found[0].flatten(), found[1].flatten(), 0)) > 0.9
+
+
+GOOD = torch.zeros(1, 2, 4)
+KERNEL = GaussianKernel(torch.zeros(1, 1, 4), backend="exact")
+
+
+@pytest.mark.parametrize(
+    ("logits", "terms", "options", "message"),
+    [
+        (GOOD[0], [], {}, r"`logits` must be \(B, K, ...\) floating point; got \(2, 4\) float32"),
+        (GOOD.long(), [], {}, r"`logits` must be \(B, K, ...\) floating point"),
+        (GOOD / 0, [], {}, "`logits` must be finite; 8 of 8"),
+        (GOOD, [], {"iterations": -1}, "`iterations` must be at least 0; got -1"),
+        (GOOD, [], {"tolerance": -1.0}, "`tolerance` must be at least 0; got -1.0"),
+        (GOOD, [], {"damping": 1.0}, "`damping` must be from 0 to below 1; got 1.0"),
+        (GOOD[..., :3], [PairwiseTerm(KERNEL)], {}, r"The kernel of `terms\[0\]` is over 1 x 4 points; .* have 1 x 3"),
+        (
+            GOOD,
+            [PairwiseTerm(KERNEL), PairwiseTerm(KERNEL, 1.0, torch.zeros(3))],
+            {},
+            r"The compatibility of `terms\[1\]` must be \(2,\) or \(2, 2\); got \(3,\) float32",
+        ),
+    ],
+)
+def test_bad_input(logits: torch.Tensor, terms: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_field(logits, terms, **options)
