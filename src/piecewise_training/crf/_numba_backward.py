@@ -8,6 +8,7 @@ are the same products of features times what was sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,11 +58,14 @@ def gradients(
     lattices = [space.empty(state.shape_of_lattice(term)) for term in terms]
     weights = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
-    moments = [None if f is None else _Moments(state, term, f, work, space) for term, f in enumerate(features)]
+    pool = _Pool(state, features, work, space)
+    moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
     state.enter(log_q, LOG2_E, IMPOSSIBLE, base, run)
     state.enter(gradient, np.float32(1), np.float32(0), change, run)
     state.clear((work.messages, work.copies), run)
-    state.sweep((base, base, change), work, kernels.TURN, run)
+    run(lambda part: state.sweep(part, (base, base, change), work, kernels.TURN), state.parts)
+    learned = [moment for moment in moments if moment is not None]
+    blocks = [(term, block) for term in terms for block in range(state.channels // 8)]
     for kept, filtered in zip(reversed(state.kept), reversed(state.lattices), strict=True):
 
         def pull(index: tuple[int, int]) -> None:
@@ -71,65 +75,81 @@ def gradients(
             scratch = work.scratch[term][block].reshape(-1)
             state.filter_block(work.copies, lattices[term], scratch, index, True, look)
 
-        run(pull, [(term, block) for term in terms for block in range(state.channels // 8)])
-        state.fetch(lattices, weights, work, run)
-        for moment in moments:
-            if moment is not None:
-                moment.add(kept, change, filtered, work.messages, run)
-        state.sweep((base, kept, change), work, kernels.RETURN, run)
+        def update(part: int) -> None:
+            state.fetch(part, lattices, weights, work)
+            for moment in learned:  # here, while the part's pixels are in the cache
+                moment.send(part, kept, change, filtered, work.messages)  # noqa: B023
+            state.sweep(part, (base, kept, change), work, kernels.RETURN)  # noqa: B023
+
+        run(pull, blocks)
+        run(update, state.parts)
+        for moment in learned:
+            moment.add(run)
     state.leave(base, out, run)
     slopes = []
-    for term, moment in enumerate(moments):
+    for term, found in enumerate(moments):
         mixture = products[term][: state.classes, : state.classes] * state.weight_of_blur(term)
-        slopes.append(Slopes(mixture, None if moment is None else moment.slopes()))
+        slopes.append(Slopes(mixture, None if found is None else found.slopes()))
     return slopes
+
+
+class _Pool:
+    """Memory for the moments of one term after the other."""
+
+    def __init__(
+        self, state: MeanField, features: Sequence[np.ndarray | None], work: Buffers, space: Workspace
+    ) -> None:
+        dims = [0 if f is None else len(f) for f in features]
+        self.width = work.copies.size
+        self.messages = space.empty(self.width if any(dims) else 0)
+        self._copies = [space.empty((max(dims), self.width)) for _ in range(2)]
+        vertices = max(own * size for own, size in zip(dims, state.sizes, strict=True))
+        self._lattices = [space.empty(vertices * state.channels) for _ in range(3)]
+
+    def copies(self, dims: int) -> list[np.ndarray]:
+        """Two times the parts' copies of vertices, for each feature."""
+        return [table[:dims] for table in self._copies]
+
+    def lattices(self, dims: int, shape: tuple[int, int, int]) -> list[np.ndarray]:
+        """Three times a lattice for each feature."""
+        return [table[: dims * math.prod(shape)].reshape(dims, *shape) for table in self._lattices]
 
 
 class _Moments:
     """What the gradients to one term's bandwidths and factors are made of."""
 
-    def __init__(self, state: MeanField, term: int, features: np.ndarray, work: Buffers, space: Workspace) -> None:
+    def __init__(self, state: MeanField, term: int, features: np.ndarray, pool: _Pool) -> None:
         dims, pixels = features.shape
-        self._state, self._term, self._work = state, term, work
+        self._state, self._term, self._pool = state, term, pool
         self._features = features[:, state.layout.order]
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
         self._cross = np.zeros(dims)  # of each feature the sum of k_ij f_i f_j g_i v_j
-        self._messages = space.empty(work.messages.size)
-        self._copies, self._gradients = (space.empty((dims, work.copies.size)) for _ in range(2))
-        shape = state.shape_of_lattice(term)
-        self._filtered, self._others, self._scratch = (space.empty((dims, *shape)) for _ in range(3))
+        self._copies, self._gradients = pool.copies(dims)
+        self._filtered, self._others, self._scratch = pool.lattices(dims, state.shape_of_lattice(term))
         self._mixture = state.weight(term, 1)
 
-    def add(
-        self,
-        kept: np.ndarray,
-        change: np.ndarray,
-        filtered: Sequence[np.ndarray],
-        returned: np.ndarray,
-        run: Run,
+    def send(
+        self, part: int, kept: np.ndarray, change: np.ndarray, filtered: Sequence[np.ndarray], returned: np.ndarray
     ) -> None:
-        """Adds the moments of one update: of the marginals before it, and of the gradient to the scores after it."""
+        """Works on a part's pixels: the marginals before an update, and the gradient to the scores after it."""
         state, term, layout = self._state, self._term, self._state.layout
-        dims, pixels = self._features.shape
-        copies, gradients = self._copies.reshape(-1), self._gradients.reshape(-1)
-        place = len(layout.rows[0]), sum(state.axes[:term]), state.channels, pixels, self._work.copies.size
+        first, last = layout.ranges[term][part]
+        message = filtered[term], self._mixture, state.channels, self._pool.messages
+        kernels.fetch(layout.owners, first, last, *message)
+        for table in (self._copies, self._gradients):
+            table[:, first * state.channels : last * state.channels] = 0
+        place = len(layout.rows[0]), sum(state.axes[:term]), state.channels, len(layout.order), self._pool.width
         weights = (table.reshape(-1) for table in (layout.rows, layout.shares, layout.sends))
-        fixed = (*weights, self._messages, returned, kept, change, self._features.reshape(-1))
+        values = self._pool.messages, returned, kept, change, self._features.reshape(-1)
+        out = self._received, self._sent, self._copies.reshape(-1), self._gradients.reshape(-1)
         moments = kernels.moments_kernel(state.axes[term], int(term == 0))
+        moments(layout.groups[part], layout.bounds[part + 1], place, *weights, *values, out)
 
-        def send(part: int) -> None:
-            first, last = layout.ranges[term][part]
-            message = filtered[term], self._mixture, state.channels, self._messages
-            kernels.fetch(layout.owners, first, last, *message)
-            for table in (self._copies, self._gradients):
-                table[:, first * state.channels : last * state.channels] = 0
-            out = self._received, self._sent, copies, gradients
-            moments(layout.groups[part], layout.bounds[part + 1], place, *fixed, out)
-
-        run(send, state.parts)
-        blocks = [(dim, block) for dim in range(dims) for block in range(state.channels // 8)]
-        run(self._collect, blocks)
-        self._cross += run(self._product, range(dims))
+    def add(self, run: Run) -> None:
+        """Adds what all parts have sent in one update."""
+        dims = range(len(self._features))
+        run(self._collect, [(dim, block) for dim in dims for block in range(self._state.channels // 8)])
+        self._cross += run(self._product, dims)
 
     def _collect(self, index: tuple[int, int]) -> None:
         """Filters what marginals have sent, and adds up what gradients have."""

@@ -128,7 +128,7 @@ class MeanField:
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
         self.clear((work.messages, work.copies), run)
         for iteration in range(iterations + 1):
-            stage, kept = kernels.ITERATE, base
+            stage, kept, filtered = kernels.ITERATE, base, lattices
             if iteration == iterations:
                 stage = kernels.FINISH_LOG if logarithm else kernels.FINISH
             elif keep:
@@ -136,10 +136,15 @@ class MeanField:
                 lattices = [np.empty_like(lattice) for lattice in lattices]
                 self.kept.append(kept)
                 self.lattices.append(lattices)
-            self.sweep((base, kept, base), work, stage, run)
+
+            def update(part: int) -> None:
+                if iteration:  # noqa: B023
+                    self.fetch(part, filtered, weights, work)  # noqa: B023
+                self.sweep(part, (base, kept, base), work, stage)  # noqa: B023
+
+            run(update, self.parts)
             if iteration < iterations:
                 self.filter(work, lattices, run)
-                self.fetch(lattices, weights, work, run)
         self.leave(base, out, run)
 
     def shape_of_lattice(self, term: int) -> tuple[int, int, int]:
@@ -183,17 +188,13 @@ class MeanField:
 
         run(clear, self.parts)
 
-    def sweep(self, rows: tuple[np.ndarray, np.ndarray, np.ndarray], work: Buffers, stage: int, run: Run) -> None:
-        """One pass over the pixels; `rows` are the kernel's `base`, `kept` and `change`."""
+    def sweep(self, part: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray], work: Buffers, stage: int) -> None:
+        """Passes over the pixels of a part; `rows` are the kernel's `base`, `kept` and `change`."""
         layout, backwards = self.layout, stage in (kernels.TURN, kernels.RETURN)
         weights = (layout.sends, layout.shares) if backwards else (layout.shares, layout.sends)
         fixed = layout.rows.reshape(-1), *(w.reshape(-1) for w in weights), work.messages, work.copies, stage
         kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), int(backwards))
-
-        def sweep(part: int) -> None:
-            kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed)
-
-        run(sweep, self.parts)
+        kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed)
 
     def filter(self, work: Buffers, lattices: Sequence[np.ndarray], run: Run) -> None:
         """Adds the parts' copies up in lattices and blurs them."""
@@ -230,17 +231,12 @@ class MeanField:
         layout = self.layout
         kernels.collect(layout.owners, layout.ranges[term], copies[8 * block :], self.channels, lattice)
 
-    def fetch(self, lattices: Sequence[np.ndarray], weights: Sequence[np.ndarray], work: Buffers, run: Run) -> None:
-        """Hands each part its messages, and empties its copies."""
-        layout = self.layout
-
-        def fetch(part: int) -> None:
-            for ranges, lattice, weight in zip(layout.ranges, lattices, weights, strict=True):
-                first, last = ranges[part]
-                kernels.fetch(layout.owners, first, last, lattice, weight, self.channels, work.messages)
-                work.copies[first * self.channels : last * self.channels] = 0
-
-        run(fetch, self.parts)
+    def fetch(self, part: int, lattices: Sequence[np.ndarray], weights: Sequence[np.ndarray], work: Buffers) -> None:
+        """Hands a part its messages, and empties its copies."""
+        for ranges, lattice, weight in zip(self.layout.ranges, lattices, weights, strict=True):
+            first, last = ranges[part]
+            kernels.fetch(self.layout.owners, first, last, lattice, weight, self.channels, work.messages)
+            work.copies[first * self.channels : last * self.channels] = 0
 
 
 @dataclass(frozen=True)

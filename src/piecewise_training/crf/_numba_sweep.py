@@ -27,6 +27,7 @@ from piecewise_training.crf._simd import (
     put,
     sent,
     spread8,
+    spread16,
     store,
     times_power_of_two,
     total,
@@ -262,20 +263,35 @@ def moments_kernel(axes: int, grouped: int) -> Any:
         columns, column, channels, points, stride = place
         received, sent_back, copies, gradients = out
         wide = channels // 16 * 16
+        nothing, little = spread16(_f32(0)), spread8(_f32(0))
         for g in range(len(groups)):
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
-            for p in range(start, stop):
-                at = p * columns + column
-                forth = back = spread8(_f32(0))
-                for c in range(0, channels, 8):
-                    came = mixed(spread8(_f32(0)), gather8(messages, rows, at, channels, c, axes), shares, at)
-                    forth = forth + came * load8(change, p * channels + c)
-                    went = mixed(spread8(_f32(0)), gather8(returned, rows, at, channels, c, axes), sends, at)
-                    back = back + went * load8(kept, p * channels + c)
-                received[_at(p)] += total(forth)
-                sent_back[_at(p)] += total(back)
             base = start * columns + column
+            for c in range(0, wide, 16):
+                came = gather16(messages, rows, base, channels, c, axes)
+                went = gather16(returned, rows, base, channels, c, axes)
+                for p in range(start, stop):
+                    at = p * columns + column
+                    if not grouped:
+                        came = gather16(messages, rows, at, channels, c, axes)
+                        went = gather16(returned, rows, at, channels, c, axes)
+                    forth = mixed(nothing, came, shares, at) * load16(change, p * channels + c)
+                    back = mixed(nothing, went, sends, at) * load16(kept, p * channels + c)
+                    received[_at(p)] += total(forth)
+                    sent_back[_at(p)] += total(back)
+            if wide < channels:
+                few_came = gather8(messages, rows, base, channels, wide, axes)
+                few_went = gather8(returned, rows, base, channels, wide, axes)
+                for p in range(start, stop):
+                    at = p * columns + column
+                    if not grouped:
+                        few_came = gather8(messages, rows, at, channels, wide, axes)
+                        few_went = gather8(returned, rows, at, channels, wide, axes)
+                    few_forth = mixed(little, few_came, shares, at) * load8(change, p * channels + wide)
+                    few_back = mixed(little, few_went, sends, at) * load8(kept, p * channels + wide)
+                    received[_at(p)] += total(few_forth)
+                    sent_back[_at(p)] += total(few_back)
             for a in range(len(features) // points):
                 feature, first = a * points, a * stride
                 for c in range(0, wide, 16):

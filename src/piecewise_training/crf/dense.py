@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import Normalization
 from piecewise_training.crf.lattice import Backend
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, mean_field
@@ -102,6 +103,9 @@ def dense_crf(
         checks.scalar(name, value)
     classes, height, width = logits.shape[1:]
     costs = _for_each_kernel(compatibility, classes)
+    if logits.device.type == "cpu":
+        needed = logits[:, 0].numel() * _bytes_a_pixel(classes, pixels.shape[1])
+        _memory.require(needed, f"Refining {len(logits)} x {height} x {width} pixels of {classes} classes")
     work = logits if logits.dtype == torch.float64 else logits.float()
     if from_probs:
         work = _log_of_probabilities(work)
@@ -130,6 +134,12 @@ def _tensor(name: str, value: object) -> Tensor:
         raise TypeError(f"`{name}` must be a torch.Tensor or a NumPy array; got {checks.describe(value)}.")
     whole = np.ascontiguousarray(value)
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+
+
+def _bytes_a_pixel(classes: int, channels: int) -> float:
+    """What the CPU's kernels need, with a margin for lattices that have many vertices."""
+    vertices = 3 + (3 + channels)  # around a pixel, in the lattices of both kernels
+    return 12 * vertices + 4 * (2 + channels) + 40 + 6 * 8 * -(-classes // 8) + 4 * classes
 
 
 def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple[Tensor | None, Tensor | None]:

@@ -1,0 +1,44 @@
+"""How much memory there is: where it does not suffice, the system would end the process without a word."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available() -> int | None:
+    """Bytes that can still be had, by the system and by the limit of a container; None where nothing tells."""
+    found = [value for value in (_of_system(), _of_container()) if value is not None]
+    return min(found) if found else None
+
+
+def require(needed: float, what: str) -> None:
+    """Raises a MemoryError that names what needs more memory than there is."""
+    free = available()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{what} needs about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free. "
+            "Take overlapping tiles, or a smaller size."
+        )
+
+
+def _of_system() -> int | None:
+    try:
+        lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: what there is in all is better than nothing
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_container() -> int | None:
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return None if limit == "max" else int(limit) - int(used)
+    except (OSError, ValueError):  # there is no container, or an older kind that does not tell here
+        return None

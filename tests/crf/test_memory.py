@@ -1,0 +1,37 @@
+"""An image that is too large says so, instead of the process being ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from piecewise_training.crf import _memory, dense_crf
+
+
+def test_there_is_some() -> None:
+    free = _memory.available()
+    assert free is None or free > 1 << 20
+
+
+def test_the_container_limits_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 2000 kB\nMemAvailable: 1000 kB\n")
+    monkeypatch.setattr(_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(_memory, "_CGROUP", tmp_path)
+    assert _memory.available() == 1_024_000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("500\n")
+    assert _memory.available() == 1_024_000
+    (tmp_path / "memory.max").write_text("1500\n")
+    assert _memory.available() == 1000
+    (tmp_path / "meminfo").write_text("nothing\n")
+    assert _memory.available() == 1000
+
+
+def test_a_huge_image_says_what_it_needs() -> None:
+    """144 megapixels, of one number each in memory."""
+    scores = torch.zeros(1, 1, 1, 1).expand(8, 2, 12_000, 12_000)
+    image = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(8, 3, 12_000, 12_000)
+    with pytest.raises(MemoryError, match=r"Refining 8 x 12000 x 12000 pixels of 2 classes needs about \d+\.\d GB of"):
+        dense_crf(scores, image)
