@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from dense_crf import TOLERANCE, _processor, _resident, make_case, pydensecrf2
 
 from piecewise_training import __version__
-from piecewise_training.crf import PairwiseTerm, bilateral_kernel, dense_crf
+from piecewise_training.crf import Convergence, PairwiseTerm, bilateral_kernel, dense_crf
 
 Case = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 STDS = {"bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0}
@@ -75,6 +75,8 @@ CASES: dict[str, tuple[str, Case]] = {
     "one fine bilateral": ("", lambda s, i, b: dense_crf(s, i, backend=b, **STDS)),
     "and a second one": ("one fine bilateral", two_bilateral),
     "8 images, each": ("Potts", lambda s, i, b: dense_crf(s, i, backend=b)),
+    "stops at 0.01": ("Potts", lambda s, i, b: dense_crf(s, i, tolerance=0.01, backend=b)),
+    "watched": ("Potts", lambda s, i, b: dense_crf(s, i, convergence=Convergence(), backend=b)),
     "exact spatial": ("Potts", lambda s, i, b: dense_crf(s, i, spatial="exact", backend=b)),
     "5 iterations": ("", lambda s, i, b: dense_crf(s, i, iterations=5, compatibility=costs(s.shape[1]), backend=b)),
     "and backwards": ("5 iterations", learned(bandwidths=False)),

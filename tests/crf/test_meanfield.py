@@ -94,6 +94,41 @@ def test_damping_calms_what_swings() -> None:
     torch.testing.assert_close(damped.exp().sum(1), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("options", [{}, {"damping": 0.4}, {"tolerance": 0.02}, {"damping": 0.3, "tolerance": 0.05}])
+@pytest.mark.parametrize("logarithm", [True, False])
+def test_watched_kernels_do_what_the_reference_does(options: dict[str, float], logarithm: bool) -> None:
+    """Marginals, changes and divergences of a batch, whose images stop when each of them has come to rest."""
+    scenes = [scene(70, 90, 11, seed) for seed in (1, 2)]
+    scores, image = torch.cat([scenes[0][0], 0.1 * scenes[1][0]]), torch.cat([i for _, i in scenes])
+    kernels = {"pos_w": 1.0, "bilateral_w": 1.5, "bilateral_xy_std": 20.0, "logarithm": logarithm}
+    found = []
+    for backend in ("auto", "reference"):
+        course = Convergence()
+        q = dense_crf(scores, image, backend=backend, convergence=course, **kernels, **options)  # type: ignore[arg-type]
+        found.append((q, torch.stack(course.change), torch.stack(course.divergence)))
+        silent = dense_crf(scores, image, backend=backend, **kernels, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(silent, q, rtol=1e-5, atol=1e-5)
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+    assert ("tolerance" in options) == (len(found[0][1]) < 10)
+
+
+def test_watched_bits_do_not_depend_on_the_number_of_threads() -> None:
+    scores, image = scene(300, 200, 3)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            course = Convergence()
+            q = dense_crf(scores, image, damping=0.2, convergence=course)
+            found.append([q, *course.change, *course.divergence])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("compatibility", ["potts", "class", "matrix"])
 @pytest.mark.parametrize("normalization", ["none", "before", "after", "symmetric"])
 def test_fast_gradients_are_those_of_double_precision(compatibility: str, normalization: Any) -> None:

@@ -167,6 +167,41 @@ def mean_field(
     return torch.from_numpy(target), states
 
 
+def watched_mean_field(
+    terms: Sequence[Normalized],
+    mixtures: Sequence[Tensor],
+    logits: Float[Tensor, "b k n"],
+    iterations: int,
+    grid: tuple[int, int],
+    logarithm: bool,
+    how: tuple[float, float, bool],
+) -> tuple[Float[Tensor, "b k n"], list[tuple[list[float], list[float]]]]:
+    """Mean field in single precision, and the divergences and changes of each image.
+
+    Args:
+        terms: see `mean_field`.
+        mixtures: see `mean_field`.
+        logits: see `mean_field`.
+        iterations: the most updates.
+        grid: see `mean_field`.
+        logarithm: see `mean_field`.
+        how: the tolerance, the damping, and whether to take the divergences.
+    """
+    target = np.empty(logits.shape, np.float32)
+    scores = _array(logits)
+    courses: list[Any] = [None] * len(scores)
+    own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
+
+    def infer(image: int, run: _numba_meanfield.Run) -> None:
+        with workspace() as space:
+            state = MeanField(own[image], scores.shape[1], grid, space, run)
+            how_to = _numba_meanfield.Watch(*how)
+            courses[image] = state.watch(scores[image], iterations, target[image], logarithm, how_to, space, run)
+
+    _by_image(infer, len(scores), scores.shape[2])
+    return torch.from_numpy(target), courses
+
+
 def mean_field_gradients(
     states: Sequence[MeanField],
     log_q: Float[Tensor, "b k n"],

@@ -43,6 +43,32 @@ class Term(NamedTuple):
     mixture: np.ndarray
 
 
+class Watch(NamedTuple):
+    """How an inference is watched.
+
+    Attributes:
+        tolerance: the change of a marginal at which it stops.
+        damping: share of the old marginals in the new ones.
+        divergence: whether to take the divergence too.
+    """
+
+    tolerance: float
+    damping: float
+    divergence: bool
+
+
+class Course(NamedTuple):
+    """How an inference went.
+
+    Attributes:
+        divergence: before the first update and after each, where it is taken.
+        change: the largest change of a marginal in each update.
+    """
+
+    divergence: list[float]
+    change: list[float]
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where everything lies.
@@ -147,6 +173,52 @@ class MeanField:
                 self.filter(work, lattices, run)
         self.leave(base, out, run)
 
+    def watch(
+        self,
+        logits: np.ndarray,
+        iterations: int,
+        out: np.ndarray,
+        logarithm: bool,
+        how: Watch,
+        space: Workspace,
+        run: Run,
+    ) -> Course:
+        """Fills in the marginals (K, N) after updates that are watched; arguments as for `infer`."""
+        work = Buffers.of(self, space)
+        base, logarithms = (space.empty(len(self.layout.order) * self.channels) for _ in range(2))
+        kept = np.zeros(base.size, np.float32)
+        lattices = [space.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
+        weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
+        divergence = kernels.divergence_kernel(sum(self.axes))
+        tables = self.layout.rows.reshape(-1), self.layout.shares.reshape(-1), work.messages
+        course = Course([], [])
+        rows = base, kept, logarithms
+        self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
+        self.clear((work.messages, work.copies), run)
+
+        def look(part: int) -> float:
+            self.fetch(part, lattices, weights, work)
+            places = self.layout.bounds[part : part + 2]
+            return divergence(*places, self.classes, self.channels, base, kept, *tables) if how.divergence else 0.0
+
+        run(lambda part: self.sweep(part, rows, work, kernels.WATCH, 0.0), self.parts)
+        for _ in range(iterations):
+            self.filter(work, lattices, run)
+            course.divergence.append(sum(run(look, self.parts)))
+            changes = run(lambda part: self.sweep(part, rows, work, kernels.WATCH, how.damping), self.parts)
+            course.change.append(float(max(changes)))
+            if how.tolerance and course.change[-1] <= how.tolerance:
+                break
+        if not how.damping:  # the last update again, since probabilities that are nearly 0 have exact logarithms
+            run(lambda part: self.sweep(part, rows, work, kernels.FINISH_LOG), self.parts)
+        if how.divergence:
+            self.filter(work, lattices, run)
+            course.divergence.append(sum(run(look, self.parts)))
+        self.leave(kept if how.damping or not logarithm else logarithms, out, run)
+        if how.damping and logarithm:
+            np.log(out, out=out)
+        return course
+
     def shape_of_lattice(self, term: int) -> tuple[int, int, int]:
         """Blocks of eight channels, vertices, and eight."""
         return self.channels // 8, self.sizes[term], 8
@@ -188,13 +260,25 @@ class MeanField:
 
         run(clear, self.parts)
 
-    def sweep(self, part: int, rows: tuple[np.ndarray, np.ndarray, np.ndarray], work: Buffers, stage: int) -> None:
+    def sweep(
+        self,
+        part: int,
+        rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+        work: Buffers,
+        stage: int,
+        damping: float = 0.0,
+    ) -> float:
         """Passes over the pixels of a part; `rows` are the kernel's `base`, `kept` and `change`."""
-        layout, backwards = self.layout, stage in (kernels.TURN, kernels.RETURN)
-        weights = (layout.sends, layout.shares) if backwards else (layout.shares, layout.sends)
-        fixed = layout.rows.reshape(-1), *(w.reshape(-1) for w in weights), work.messages, work.copies, stage
-        kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), int(backwards))
-        kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed)
+        layout, kind = self.layout, kernels.FORWARDS
+        weights = layout.shares, layout.sends
+        if stage in (kernels.TURN, kernels.RETURN):
+            kind, weights = kernels.BACKWARDS, (layout.sends, layout.shares)
+        elif stage == kernels.WATCH:
+            kind = kernels.WATCHED
+        fixed = layout.rows.reshape(-1), *(w.reshape(-1) for w in weights), work.messages, work.copies
+        kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), kind)
+        how = stage, np.float32(damping)
+        return kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed, how)
 
     def filter(self, work: Buffers, lattices: Sequence[np.ndarray], run: Run) -> None:
         """Adds the parts' copies up in lattices and blurs them."""

@@ -33,9 +33,10 @@ from piecewise_training.crf._simd import (
     total,
 )
 
-# What a sweep does: an iteration, one whose marginals are kept, the last one to marginals or to their logarithms; or
-# the first one backwards, and any other.
-ITERATE, KEEP, FINISH, FINISH_LOG, TURN, RETURN = range(6)
+# What a sweep does: an iteration, one whose marginals are kept, one that is damped and watched, the last one to
+# marginals or to their logarithms; or the first one backwards, and any other.
+ITERATE, KEEP, WATCH, FINISH, FINISH_LOG, TURN, RETURN = range(7)
+FORWARDS, WATCHED, BACKWARDS = range(3)  # the kernels for them
 _f32 = np.float32
 _at = np.uint64
 
@@ -160,24 +161,27 @@ def _through_softmax(x, at, channels, marginals, gradient, change, to, logarithm
 
 
 @cache
-def sweep_kernel(shared: int, others: int, backwards: int) -> Any:
+def sweep_kernel(shared: int, others: int, kind: int) -> Any:
     """The kernel of an iteration for pixels with so many vertices, the first of which their whole group shares."""
 
     @kernel
-    def sweep(groups, last, channels, base, kept, change, rows, shares, sends, messages, copies, stage):  # type: ignore[no-untyped-def]
+    def sweep(groups, last, channels, base, kept, change, rows, shares, sends, messages, copies, how):  # type: ignore[no-untyped-def]
         """Reads each pixel's messages, normalises, and sends its marginals.
 
-        Forwards `base` holds the scores, and takes log Q in the end, and `kept` takes the marginals.
-        Backwards `base` is the sum of the gradients to scores, `change` the latest of them, at first that to log Q,
-        and `kept` holds the marginals. Channels go through the widest registers, and eight that may be left over
-        through narrower ones.
+        Forwards `base` holds the scores, `kept` takes the marginals and `change` in the end their logarithms. Watched,
+        `kept` also holds the marginals before, of which the new ones get their share, and the largest change of one
+        is returned. Backwards `base` is the sum of the gradients to scores, `change` the latest of them, at first that
+        to log Q, and `kept` holds the marginals. `how` is the stage and the damping. Channels go through the widest
+        registers, and eight that may be left over through narrower ones.
         """
         axes = shared + others
         wide = channels // 16 * 16
         x = np.empty(GROUP * channels, np.float32)
         nothing = np.zeros(channels, np.float32)
+        stage, damping = how
+        most = spread8(_f32(0))
         before, step = base, channels
-        if backwards:
+        if kind == BACKWARDS:
             before, step = (change, channels) if stage == TURN else (nothing, 0)
         for g in range(len(groups)):
             start = groups[g]
@@ -199,10 +203,10 @@ def sweep_kernel(shared: int, others: int, backwards: int) -> Any:
 
             for p in range(start, stop):
                 at = (p - start) * channels
-                if backwards:
+                if kind == BACKWARDS:
                     _through_softmax(x, at, channels, kept, base, change, p * channels, stage == TURN)
                 elif stage == FINISH_LOG:
-                    _log_softmax(x, at, channels, base, p * channels)
+                    _log_softmax(x, at, channels, change, p * channels)
                 else:
                     top = load8(x, at)
                     for c in range(8, channels, 8):
@@ -220,6 +224,13 @@ def sweep_kernel(shared: int, others: int, backwards: int) -> Any:
                     share = _f32(1) / total(mass)
                     for c in range(0, channels, 8):
                         store(x, at + c, load8(x, at + c) * share)
+                    if kind == WATCHED and stage == WATCH:
+                        for c in range(0, channels, 8):
+                            new, old = load8(x, at + c), load8(kept, p * channels + c)
+                            new = new + (old - new) * damping
+                            most = maximum(most, maximum(new - old, old - new))
+                            store(x, at + c, new)
+                            store(kept, p * channels + c, new)
                     if stage in (KEEP, FINISH):
                         for c in range(0, channels, 8):
                             store(kept, p * channels + c, load8(x, at + c))
@@ -244,8 +255,30 @@ def sweep_kernel(shared: int, others: int, backwards: int) -> Any:
                     own_sum = gather8(copies, rows, at + shared, channels, wide, others)
                     put(copies, rows, at + shared, channels, wide, sent(own_sum, q_rest, sends, at + shared))
                 put(copies, rows, start * axes, channels, wide, sum_rest)
+        return highest(most)
 
     return sweep
+
+
+@cache
+def divergence_kernel(axes: int) -> Any:
+    """The kernel of the divergence, for pixels with so many vertices."""
+
+    @kernel
+    def divergence(first, last, classes, channels, base, kept, rows, shares, messages):  # type: ignore[no-untyped-def]
+        """The sum of Q (log Q - z - m / 2) over pixels, with the scores z and the messages m in bits."""
+        bits = 0.0
+        received = np.empty(channels, np.float32)
+        for p in range(first, last):
+            for c in range(0, channels, 8):
+                came = gather8(messages, rows, p * axes, channels, c, axes)
+                store(received, c, mixed(spread8(_f32(0)), came, shares, p * axes))
+            for c in range(classes):
+                q = np.float64(kept[_at(p * channels + c)])
+                bits += q * (np.log2(q) - base[_at(p * channels + c)] - 0.5 * received[_at(c)])
+        return bits * 0.6931471805599453
+
+    return divergence
 
 
 @cache

@@ -64,7 +64,7 @@ def dense_crf(
         from_probs: the scores are probabilities; those below 1e-5 count as 1e-5.
         normalization: that of the two kernels; see `GaussianKernel`.
         spatial: "lattice" equals pydensecrf, "exact" has no error in the spatial kernel but rounding.
-        tolerance: stop when no marginal changes by more; see `mean_field`.
+        tolerance: an image stops when none of its marginals changes by more; see `mean_field`.
         damping: share of the old marginals in the new ones, from 0 to below 1.
         convergence: filled in with the course of the divergence, if given.
         logarithm: False gives the marginals Q themselves, instead of their logarithms.

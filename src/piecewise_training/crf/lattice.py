@@ -115,6 +115,19 @@ class LatticeOperator:
         return _kernels("numba").mean_field(terms, mixtures, logits, iterations, grid, logarithm, keep)
 
     @staticmethod
+    def watch(
+        terms: Sequence[Normalized],
+        mixtures: Sequence[Tensor],
+        logits: Float[Tensor, "b k n"],
+        iterations: int,
+        grid: tuple[int, int],
+        logarithm: bool,
+        how: tuple[float, float, bool],
+    ) -> tuple[Float[Tensor, "b k n"], list[tuple[list[float], list[float]]]]:
+        """Mean field that is damped or stops early, and the divergences and changes of each image."""
+        return _kernels("numba").watched_mean_field(terms, mixtures, logits, iterations, grid, logarithm, how)
+
+    @staticmethod
     def infer_gradients(
         kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[list[Tensor | None]]]:

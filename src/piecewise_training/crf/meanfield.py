@@ -69,7 +69,7 @@ class Convergence:
         divergence: for each image (B,), before the first update and after each: the Kullback-Leibler divergence of Q
             from the CRF up to a constant, :math:`\sum_i Q_i \cdot (\log Q_i - z_i - \tfrac12 m_i)` with the scores z
             and the messages m. Where it does not fall, damping may help.
-        change: for each update the largest change of a marginal in each image (B,).
+        change: for each update the largest change of a marginal in each image (B,), 0 for one that has stopped.
     """
 
     divergence: list[Tensor] = field(default_factory=list)
@@ -91,14 +91,14 @@ def mean_field(
     All points at once, from Q = softmax(z):
     :math:`Q_i(a) \propto \exp(z_i(a) - \sum_m w_m \sum_b \mu_m(a,b) (\hat K_m Q)_i(b))`.
     Points may be anything: pixels, voxels, points of a cloud. On a CPU the updates of float32 scores are made in one
-    pass over the points, forwards and backwards, unless `tolerance`, `damping` or `convergence` is asked for or a
-    kernel's features need a gradient; without it an update takes three to six times longer.
+    pass over the points, forwards and backwards. Without it an update takes about ten times longer: where features
+    need a gradient, and where `tolerance`, `damping` or `convergence` is asked for and anything needs one.
 
     Args:
         logits: unnormalised log-probabilities of K labels at N points, whose axes are those of an image or volume.
         terms: any number, with kernels over the same N points in the order of the flattened axes.
         iterations: the most updates; 0 gives log softmax of the logits.
-        tolerance: stop when no marginal in the batch changes by more; 0 makes all iterations.
+        tolerance: an image stops when none of its marginals changes by more; 0 makes all iterations.
         damping: share of the old marginals in the new ones, from 0 to below 1, for models that swing.
         convergence: filled in, if given, which costs one filtering more.
         logarithm: False gives Q itself.
@@ -119,25 +119,72 @@ def mean_field(
     _check(logits, terms, iterations, tolerance, damping)
     flat = logits.flatten(2)
     watched = tolerance > 0 or damping > 0 or convergence is not None
-    if terms and not watched and all(_fuses(term, flat) for term in terms):
-        grid = (math.prod(logits.shape[2:-1]), logits.shape[-1])
-        return _infer(flat, terms, iterations, grid, logarithm).reshape(logits.shape)
-    log_q = flat.log_softmax(1)
+    learning = torch.is_grad_enabled() and (logits.requires_grad or any(term.learned for term in terms))
+    fuses = bool(terms) and all(_fuses(term, flat) for term in terms)
+    grid = (math.prod(logits.shape[2:-1]), logits.shape[-1])
+    if fuses and not watched:
+        found = _infer(flat, terms, iterations, grid, logarithm, learning)
+    elif fuses and not learning:
+        found = _watch(flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
+    else:
+        log_q = _unroll(flat, terms, iterations, tolerance, damping, convergence if watched else None)
+        found = log_q if logarithm else log_q.exp()
+    return found.reshape(logits.shape)
+
+
+def _unroll(
+    logits: Tensor,
+    terms: Sequence[PairwiseTerm],
+    iterations: int,
+    tolerance: float,
+    damping: float,
+    convergence: Convergence | None,
+) -> Tensor:
+    """Log-marginals, update by update."""
+    log_q = logits.log_softmax(1)
+    moving = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     for _ in range(iterations):
         messages = _messages(log_q, terms)
-        updated = (flat + messages).log_softmax(1)
+        updated = (logits + messages).log_softmax(1)
         if damping:
             updated = torch.logaddexp(updated + math.log1p(-damping), log_q + math.log(damping))
-        change = (updated.detach().exp() - log_q.detach().exp()).abs().amax((1, 2)) if watched else None
-        if convergence is not None and change is not None:
-            convergence.divergence.append(_divergence(log_q, flat, messages))
-            convergence.change.append(change)
+        if tolerance:
+            updated = torch.where(moving[:, None, None], updated, log_q)  # an image that has stopped stays
+        if tolerance or convergence is not None:
+            change = (updated.detach().exp() - log_q.detach().exp()).abs().amax((1, 2))
+            moving = moving & (change > tolerance)
+            if convergence is not None:
+                convergence.divergence.append(_divergence(log_q, logits, messages))
+                convergence.change.append(change)
         log_q = updated
-        if tolerance and change is not None and float(change.max()) <= tolerance:
+        if tolerance and not bool(moving.any()):
             break
     if convergence is not None:
-        convergence.divergence.append(_divergence(log_q, flat, _messages(log_q, terms)))
-    return (log_q if logarithm else log_q.exp()).reshape(logits.shape)
+        convergence.divergence.append(_divergence(log_q, logits, _messages(log_q, terms)))
+    return log_q
+
+
+def _watch(
+    logits: Tensor,
+    terms: Sequence[PairwiseTerm],
+    iterations: int,
+    grid: tuple[int, int],
+    logarithm: bool,
+    how: tuple[float, float],
+    convergence: Convergence | None,
+) -> Tensor:
+    """Marginals by the backend's own pass, damped or watched."""
+    mixtures = [term.mixture(logits) for term in terms]
+    given = (*how, convergence is not None)
+    found, courses = LatticeOperator.watch(_filters(terms), mixtures, logits, iterations, grid, logarithm, given)
+    if convergence is not None:
+        longest = max(len(change) for _, change in courses)
+        for step in range(longest):
+            convergence.change.append(torch.tensor([c[step] if step < len(c) else 0.0 for _, c in courses]))
+        for step in range(longest + 1):
+            values = [divergence[min(step, len(divergence) - 1)] for divergence, _ in courses]
+            convergence.divergence.append(torch.tensor(values, dtype=torch.float64))
+    return found
 
 
 def _check(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, tolerance: float, damping: float) -> None:
@@ -186,11 +233,16 @@ def _fuses(term: PairwiseTerm, logits: Tensor) -> bool:
 
 
 def _infer(
-    logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, grid: tuple[int, int], logarithm: bool
+    logits: Tensor,
+    terms: Sequence[PairwiseTerm],
+    iterations: int,
+    grid: tuple[int, int],
+    logarithm: bool,
+    learning: bool,
 ) -> Tensor:
     """Mean field in the backend's own pass, with its gradients if any is needed."""
     mixtures = [term.mixture(logits) for term in terms]
-    if not (torch.is_grad_enabled() and logits.requires_grad) and not any(term.learned for term in terms):
+    if not learning:
         return LatticeOperator.infer(_filters(terms), mixtures, logits, iterations, grid, logarithm, False)[0]
     parts = [
         part
