@@ -42,6 +42,55 @@ def marginal_nll(
     return total / count.to(total.dtype).clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def node_labels(target: Int[Tensor, "b h w"], size: tuple[int, int]) -> Int[Tensor, "b y x"]:
+    """The labels of the nodes of a feature map: those of the pixels at their centres.
+
+    Args:
+        target: (B, H, W) classes, 255 for void.
+        size: rows and columns of the map.
+
+    Example:
+        >>> node_labels(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 2]]]), (1, 2))
+        tensor([[[0, 2]]])
+    """
+    return functional.interpolate(target[:, None].double(), size, mode="nearest-exact")[:, 0].to(target.dtype)
+
+
+def edge_nll(
+    scores: Float[Tensor, "b e k k"],
+    edges: Int[Tensor, "2 e"],
+    labels: Int[Tensor, "b n"],
+    weight: Float[Tensor, k] | None = None,
+    most: float = 10.0,
+) -> Float[Tensor, ""]:
+    r"""Mean negative log-likelihood of pairs of labels on edges, :math:`-\log \mathrm{softmax}_{K^2}(z)_{y_p, y_q}`.
+
+    The pairwise half of piecewise training (Lin et al., CVPR 2016): every edge is a classification of its own into K²
+    pairs, and no inference is needed. Edges with a void end are left out; 0 if all are.
+
+    Args:
+        scores: (B, E, K, K), of label a at the first end and b at the second.
+        edges: (2, E) numbers of nodes.
+        labels: (B, N) classes of the nodes, 255 for void.
+        weight: of each class; a pair's is the product of its ends', and the mean is weighted.
+        most: largest weight of a pair: without a bound the product of two rare classes would outweigh all others.
+
+    Example:
+        >>> edges, labels = torch.tensor([[0], [1]]), torch.tensor([[0, 1]])
+        >>> edge_nll(torch.zeros(1, 1, 2, 2), edges, labels)
+        tensor(1.3863)
+    """
+    classes = scores.shape[-1]
+    first, second = labels[:, edges[0]], labels[:, edges[1]]
+    known = (first != VOID) & (second != VOID)
+    first, second = first.where(known, 0), second.where(known, 0)
+    log_p = scores.flatten(2).log_softmax(2).gather(2, (first * classes + second)[..., None])[..., 0]
+    share = known.to(scores.dtype)
+    if weight is not None:
+        share = share * (weight[first] * weight[second]).clamp(max=most)
+    return -(log_p * share).sum() / share.sum().clamp(min=torch.finfo(scores.dtype).tiny)
+
+
 def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of "same class" or "not the same" for every two 4-neighbours; our own choice.
 

@@ -150,7 +150,7 @@ def mean_field(
 
     The gradients need logarithms.
     """
-    target = np.empty(logits.shape, np.float32)  # NumPy's comes in large pages, which are faster to get than torch's
+    target = np.empty(logits.shape, np.float32)  # in large pages, which are faster to get than those of torch
     scores = _array(logits)
     states: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]

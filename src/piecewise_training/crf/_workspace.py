@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 256 << 20  # bytes kept between calls
+LIMIT = 512 << 20  # bytes kept between calls
 _LINE = 64
 
 _kept: list[np.ndarray] = []
