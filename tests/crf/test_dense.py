@@ -179,12 +179,13 @@ def test_compatibility_of_another_precision() -> None:
     torch.testing.assert_close(double.float(), dense_crf(scores, image, compatibility=matrix), rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_changes_nothing() -> None:
+@pytest.mark.parametrize("spatial", ["lattice", "exact"])
+def test_autocast_changes_nothing(spatial: Any) -> None:
     scores, image = scene(8, 9, 3)
-    matrix = torch.rand(2, 3, 3)
+    options = {"compatibility": torch.rand(2, 3, 3), "spatial": spatial}
     with torch.autocast("cpu", torch.bfloat16):
-        log_q = dense_crf(scores, image, compatibility=matrix)
-    torch.testing.assert_close(log_q, dense_crf(scores, image, compatibility=matrix))
+        log_q = dense_crf(scores, image, **options)
+    torch.testing.assert_close(log_q, dense_crf(scores, image, **options))
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])

@@ -40,6 +40,15 @@ def test_no_terms_and_no_iterations_are_softmax() -> None:
     torch.testing.assert_close(mean_field(scores, [cloud(backend="auto")[1]], 0), scores.log_softmax(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision(dtype: torch.dtype) -> None:
+    for backend in ("exact", "auto"):
+        scores, term = cloud(backend=backend)
+        found = mean_field(scores.to(dtype), [term], 3)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), mean_field(scores.to(dtype).float(), [term], 3), rtol=0.02, atol=0.02)
+
+
 def test_volumes() -> None:
     scores = torch.randn(2, 3, 4, 5, 6)
     features = torch.randn(2, 4, 120)
@@ -189,6 +198,12 @@ KERNEL = GaussianKernel(torch.zeros(1, 1, 4), backend="exact")
         (GOOD, [], {"tolerance": -1.0}, "`tolerance` must be at least 0; got -1.0"),
         (GOOD, [], {"damping": 1.0}, "`damping` must be from 0 to below 1; got 1.0"),
         (GOOD[..., :3], [PairwiseTerm(KERNEL)], {}, r"The kernel of `terms\[0\]` is over 1 x 4 points; .* have 1 x 3"),
+        (
+            GOOD.double(),
+            [PairwiseTerm(KERNEL)],
+            {},
+            r"The kernel of `terms\[0\]` is torch.float32 and `logits` are torch.float64; give its features the dtype",
+        ),
         (
             GOOD,
             [PairwiseTerm(KERNEL), PairwiseTerm(KERNEL, 1.0, torch.zeros(3))],

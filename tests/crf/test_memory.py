@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piecewise_training.crf import _memory, dense_crf
+from piecewise_training.crf import _memory, dense, dense_crf
 
 
 def test_there_is_some() -> None:
@@ -35,3 +35,10 @@ def test_a_huge_image_says_what_it_needs() -> None:
     image = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(8, 3, 12_000, 12_000)
     with pytest.raises(MemoryError, match=r"Refining 8 x 12000 x 12000 pixels of 2 classes needs about \d+\.\d GB of"):
         dense_crf(scores, image)
+
+
+def test_a_batch_needs_the_work_of_one_image() -> None:
+    """200 bytes a pixel were measured with 2 classes; of a batch only lattices and results are there all at once."""
+    one, eight = (dense._bytes_needed(images, 1000, 2, 3) for images in (1, 8))
+    assert 200_000 <= one <= 230_000
+    assert eight < 4 * one

@@ -64,6 +64,16 @@ def test_exact_spatial_kernel_takes_the_lattices_error_away() -> None:
     assert float((lattice - exact).abs().max()) > 1e-3
 
 
+def test_kept_for_the_next_image_unless_it_is_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (spatial_kernel(6, 7, 2.0, like=LIKE) for _ in range(2))
+    assert first is second
+    monkeypatch.setattr("piecewise_training.crf.pixels._MOST_KEPT", 41)
+    third = spatial_kernel(6, 7, 2.0, like=LIKE)
+    assert third is not first
+    values = torch.randn(1, 2, 42, dtype=torch.float64)
+    torch.testing.assert_close(third(values), first(values))
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="`spatial` must be lattice or exact; got 'fast'"):
         spatial_kernel(2, 2, 1.0, like=LIKE, spatial="fast")  # type: ignore[arg-type]

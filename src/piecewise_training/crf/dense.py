@@ -104,7 +104,7 @@ def dense_crf(
     classes, height, width = logits.shape[1:]
     costs = _for_each_kernel(compatibility, classes)
     if logits.device.type == "cpu":
-        needed = logits[:, 0].numel() * _bytes_a_pixel(classes, pixels.shape[1])
+        needed = _bytes_needed(len(logits), height * width, classes, pixels.shape[1])
         _memory.require(needed, f"Refining {len(logits)} x {height} x {width} pixels of {classes} classes")
     work = logits if logits.dtype == torch.float64 else logits.float()
     if from_probs:
@@ -120,8 +120,7 @@ def dense_crf(
         kernel = bilateral_kernel(pixels, *stds, like=work, normalization=normalization, backend=backend)
         own.append(PairwiseTerm(kernel, bilateral_w, costs[1]))
     how = {"tolerance": tolerance, "damping": damping, "convergence": convergence, "logarithm": logarithm}
-    with torch.autocast(logits.device.type, enabled=False):  # messages need single precision
-        log_q = mean_field(work, [*own, *terms], iterations, **how)  # type: ignore[arg-type]
+    log_q = mean_field(work, [*own, *terms], iterations, **how)  # type: ignore[arg-type]
     found = (log_q if batched else log_q[0]).to(logits.dtype)
     return found if isinstance(scores, Tensor) else found.numpy()
 
@@ -136,10 +135,12 @@ def _tensor(name: str, value: object) -> Tensor:
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
 
 
-def _bytes_a_pixel(classes: int, channels: int) -> float:
-    """What the CPU's kernels need, with a margin for lattices that have many vertices."""
+def _bytes_needed(images: int, pixels: int, classes: int, channels: int) -> int:
+    """What the CPU's kernels need: for all images of a batch their lattices, and for one its work."""
+    lasting = 4 * (2 + channels) + 4 * (3 + channels) + 12 + 4 * classes
     vertices = 3 + (3 + channels)  # around a pixel, in the lattices of both kernels
-    return 12 * vertices + 4 * (2 + channels) + 40 + 6 * 8 * -(-classes // 8) + 4 * classes
+    working = 8 * vertices + 40 + 6 * 8 * -(-classes // 8)  # with a margin for lattices that have many vertices
+    return pixels * (images * lasting + working)
 
 
 def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple[Tensor | None, Tensor | None]:

@@ -60,6 +60,7 @@ class GaussianKernel:
         self.operator = lattice.build(features, bandwidths, backend)
         self.learned = torch.is_grad_enabled() and (features.requires_grad or bandwidths.requires_grad)
         self.images, _, self.points = features.shape
+        self.dtype = features.dtype
         # What is not learned is not kept: features take as much memory as the lattice.
         self.features = features if self.learned else None
         self.bandwidths = bandwidths if self.learned else None

@@ -95,7 +95,8 @@ def mean_field(
     need a gradient, and where `tolerance`, `damping` or `convergence` is asked for and anything needs one.
 
     Args:
-        logits: unnormalised log-probabilities of K labels at N points, whose axes are those of an image or volume.
+        logits: unnormalised log-probabilities of K labels at N points, whose axes are those of an image or volume; of
+            a dtype lower than float32 they are worked on in float32.
         terms: any number, with kernels over the same N points in the order of the flattened axes.
         iterations: the most updates; 0 gives log softmax of the logits.
         tolerance: an image stops when none of its marginals changes by more; 0 makes all iterations.
@@ -117,19 +118,20 @@ def mean_field(
         tensor([[0, 0, 0, 1]])
     """
     _check(logits, terms, iterations, tolerance, damping)
-    flat = logits.flatten(2)
+    flat = logits.flatten(2) if logits.dtype == torch.float64 else logits.flatten(2).float()
     watched = tolerance > 0 or damping > 0 or convergence is not None
     learning = torch.is_grad_enabled() and (logits.requires_grad or any(term.learned for term in terms))
     fuses = bool(terms) and all(_fuses(term, flat) for term in terms)
     grid = (math.prod(logits.shape[2:-1]), logits.shape[-1])
-    if fuses and not watched:
-        found = _infer(flat, terms, iterations, grid, logarithm, learning)
-    elif fuses and not learning:
-        found = _watch(flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
-    else:
-        log_q = _unroll(flat, terms, iterations, tolerance, damping, convergence if watched else None)
-        found = log_q if logarithm else log_q.exp()
-    return found.reshape(logits.shape)
+    with torch.autocast(logits.device.type, enabled=False):  # messages need single precision
+        if fuses and not watched:
+            found = _infer(flat, terms, iterations, grid, logarithm, learning)
+        elif fuses and not learning:
+            found = _watch(flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
+        else:
+            log_q = _unroll(flat, terms, iterations, tolerance, damping, convergence)
+            found = log_q if logarithm else log_q.exp()
+    return found.reshape(logits.shape).to(logits.dtype)
 
 
 def _unroll(
@@ -205,6 +207,11 @@ def _check(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, toler
             raise ValueError(
                 f"The kernel of `terms[{place}]` is over {images} x {own} points; "
                 f"`logits` {checks.describe(logits)} have {batch} x {points}."
+            )
+        if (term.kernel.dtype == torch.float64) != (logits.dtype == torch.float64):
+            raise ValueError(
+                f"The kernel of `terms[{place}]` is {term.kernel.dtype} and `logits` are {logits.dtype}; "
+                "give its features the dtype of the logits, or float32 with lower ones."
             )
         costs = term.compatibility
         if costs is not None and costs.shape not in ((classes,), (classes, classes)):

@@ -17,6 +17,8 @@ from piecewise_training.crf.separable import SeparableOperator
 
 Spatial = Literal["lattice", "exact"]
 
+_MOST_KEPT = 1 << 22  # pixels of an image whose spatial kernel is kept for the next one, of some 20 bytes each
+
 
 def spatial_kernel(
     height: int,
@@ -47,6 +49,9 @@ def spatial_kernel(
     """
     if isinstance(std, Tensor) and std.requires_grad and torch.is_grad_enabled():
         return _spatial_kernel(height, width, std.to(like), spatial, normalization, backend)
+    if height * width > _MOST_KEPT:
+        value = torch.tensor(float(std), dtype=like.dtype, device=like.device)
+        return _spatial_kernel(height, width, value, spatial, normalization, backend)
     return _fixed_spatial_kernel(height, width, float(std), like.dtype, like.device, spatial, normalization, backend)
 
 

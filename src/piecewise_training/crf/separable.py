@@ -29,8 +29,9 @@ class SeparableOperator:
         """Filters c channels of each image; the operator is its own transpose."""
         del transpose
         out = values.reshape(-1, *self._shape)
-        for axis, matrix in enumerate(self._matrices, 1):
-            out = (out.movedim(axis, -1) @ matrix).movedim(-1, axis)
+        with torch.autocast(values.device.type, enabled=False):  # or it would not be exact
+            for axis, matrix in enumerate(self._matrices, 1):
+                out = (out.movedim(axis, -1) @ matrix).movedim(-1, axis)
         return out.reshape(values.shape)
 
     def moments(
