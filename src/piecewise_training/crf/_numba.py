@@ -247,14 +247,15 @@ def _of_image(terms: Sequence[Normalized], mixtures: Sequence[Tensor], image: in
     found = []
     for (lattices, before, after), mixture in zip(terms, mixtures, strict=True):
         tables = _arrays([lattices[image if len(lattices) > 1 else 0]])[0]
-        ones = np.ones(len(tables[0]), np.float32)
-        first = ones if before is None else _of_one(before, image)
-        second = ones if after is None else _of_one(after, image)
-        found.append(Term(tables, first, first if before is after else second, _array(mixture)))
+        first = _of_one(before, image, len(tables[0]))
+        second = first if before is after else _of_one(after, image, len(tables[0]))
+        found.append(Term(tables, first, second, _array(mixture)))
     return found
 
 
-def _of_one(factor: Tensor, image: int) -> np.ndarray:
+def _of_one(factor: Tensor | None, image: int, points: int) -> np.ndarray:
+    if factor is None:
+        return np.ones(points, np.float32)
     return _array(factor)[image if len(factor) > 1 else 0, 0]
 
 

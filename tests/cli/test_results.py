@@ -1,0 +1,56 @@
+"""The model that a configuration describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from piecewise_training.cli import build_parser
+from piecewise_training.cli.results import build_model, crf_values
+from piecewise_training.config import KernelConfig, ModelConfig
+from piecewise_training.dataset import Classes
+from piecewise_training.model import PiecewiseTrainedModel
+
+SMALL = {"unary": "mobilenetv3_small_050", "pretrained": False}
+
+
+def test_crf_of_any_kernels(tmp_path: Path) -> None:
+    """Named by their kinds, and the same after saving and loading."""
+    kernels = [KernelConfig(xy_std=2.0), KernelConfig(30.0, 4.0, 1.5), KernelConfig(60.0, 12.0, compatibility="potts")]
+    config = ModelConfig(
+        **SMALL, crf_kernels=kernels, crf_learn_bandwidths=False, crf_temperature=True, crf_class_bias=True
+    )
+    model = build_model(config, Classes.numbered(3), seed=0).eval()
+    assert crf_values(model) == {
+        name: torch.tensor(value).log().exp().item()
+        for name, value in {
+            "pos_xy_std": 2.0, "pos_w": 1.0, "bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0, "bilateral_w": 1.5,
+            "bilateral2_xy_std": 60.0, "bilateral2_rgb_std": 12.0, "bilateral2_w": 1.0,
+        }.items()
+    }  # fmt: skip
+    assert model.crf is not None
+    nn.init.normal_(model.crf.bilateral_compatibility)
+    model.save(tmp_path / "model.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors")
+    image = torch.randn(1, 3, 32, 48)
+    assert torch.equal(loaded(image)[1], model(image)[1])
+
+
+def test_usual_kernels_and_their_options() -> None:
+    config = ModelConfig(**SMALL, pos_xy_std=1.5, crf_compatibility="class", crf_spatial="exact")
+    crf = build_model(config, Classes.numbered(3), seed=0).crf
+    assert crf is not None
+    assert crf.pos_compatibility.shape == (3,)
+    assert round(crf.pos_xy_std.item(), 4) == 1.5
+
+
+def test_kernels_from_yaml(tmp_path: Path) -> None:
+    kernels = [{"xy_std": 2}, {"xy_std": 30, "rgb_std": 4, "weight": 1.5, "compatibility": "class"}]
+    (tmp_path / "kernels.yaml").write_text(yaml.safe_dump({"model": {"crf_kernels": kernels}}))
+    parser = build_parser()
+    parsed = parser.parse_args(["train", "--config", str(tmp_path / "kernels.yaml")])
+    found = parser.instantiate(parsed).train.model.crf_kernels
+    assert found == [KernelConfig(xy_std=2.0), KernelConfig(30.0, 4.0, 1.5, "class")]
