@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import multiprocessing
-import platform
-import resource
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +24,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from piecewise_training import __version__
+sys.path.insert(0, str(Path(__file__).parent))
+import measuring
+
 from piecewise_training.crf import dense_crf
 
 SIZES = (
@@ -142,33 +139,13 @@ def time_case(case: tuple[np.ndarray, np.ndarray], engines: dict[str, Engine], r
     }
 
 
-def peak_memory(name: str, size: str, images: Path, threads: int) -> float:
-    """Bytes that one call needs beyond its arguments, measured in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    worker = context.Process(target=_measure_peak, args=(name, size, images, threads, send))
-    worker.start()
-    peak = receive.recv()
-    worker.join()
-    return float(peak)
-
-
-def _measure_peak(name: str, size: str, images: Path, threads: int, send: Any) -> None:
+def prepared(name: str, size: str, images: Path, threads: int) -> Callable[[], object]:
+    """A call whose memory is measured; imports and compilation are not its own."""
     torch.set_num_threads(threads)
     engine = ENGINES[name][1]
-    classes = size.rsplit("x", 1)[1]
-    engine(*make_case(f"64x64x{classes}", images), 1)  # imports and compilation are not the call's
-    case = make_case(size, images)
-    before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    engine(*case, ITERATIONS)
-    status = Path("/proc/self/status").read_text()
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    send.send(peak - before)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    engine(*make_case(f"64x64x{size.rsplit('x', 1)[1]}", images), 1)
+    image, scores = make_case(size, images)
+    return lambda: engine(image, scores, ITERATIONS)
 
 
 def installed() -> dict[str, Engine]:
@@ -232,27 +209,17 @@ def main() -> None:
             for name, result in timed.items():
                 result["difference"] = differences[name]
                 if arguments.memory:
-                    result["peak_bytes"] = peak_memory(name, size, arguments.images, threads)
+                    result["peak_bytes"] = measuring.peak_beyond(prepared, name, size, arguments.images, threads)
             results.append({"case": size, "threads": threads, "engines": timed})
             print(table(results[-1:]), flush=True)
     report = {
-        "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
-        "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "commit": subprocess.getoutput("git rev-parse HEAD"),
-        "date": date.today().isoformat(),
+        **measuring.surroundings(),
         "iterations": ITERATIONS,
         "runs": arguments.runs,
         "results": results,
     }
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-        arguments.output.with_suffix(".txt").write_text(table(results) + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        measuring.write_report(arguments.output, report, table(results))
 
 
 if __name__ == "__main__":

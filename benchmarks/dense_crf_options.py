@@ -10,15 +10,10 @@ process of its own beyond what it had before the call, in score maps.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +21,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dense_crf import TOLERANCE, _processor, _resident, make_case, pydensecrf2
+import measuring
+from dense_crf import TOLERANCE, make_case, pydensecrf2
 
-from piecewise_training import __version__
 from piecewise_training.crf import Convergence, PairwiseTerm, bilateral_kernel, dense_crf
 
 Case = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
@@ -124,26 +119,12 @@ def dropped_in(image: np.ndarray, scores: np.ndarray, iterations: int) -> np.nda
     return np.array(crf.inference(iterations)).reshape(scores.shape)
 
 
-def peak_memory(name: str, size: str, images: Path) -> float:
-    """Bytes that one call needs beyond its arguments, measured in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    worker = context.Process(target=_measure_peak, args=(name, size, images, send))
-    worker.start()
-    peak = receive.recv()
-    worker.join()
-    return float(peak)
-
-
-def _measure_peak(name: str, size: str, images: Path, send: Any) -> None:
+def prepared(name: str, size: str, images: Path) -> Callable[[], object]:
+    """A call whose memory is measured."""
     scores, image = tensors(size, images)
-    CASES[name][1](scores[..., :64, :64], image[..., :64, :64], "auto")
-    before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    CASES[name][1](scores, image, "auto")
-    status = Path("/proc/self/status").read_text()
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    send.send(peak - before)
+    case = CASES[name][1]
+    case(scores[..., :64, :64], image[..., :64, :64], "auto")
+    return lambda: case(scores, image, "auto")
 
 
 def tensors(size: str, images: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,7 +145,10 @@ def main() -> None:
 
     scores, image = tensors(arguments.size, arguments.images)
     check(scores, image)
-    memory = {name: peak_memory(name, arguments.size, arguments.images) for name in ("5 iterations", *list(CASES)[-2:])}
+    memory = {
+        name: measuring.peak_beyond(prepared, name, arguments.size, arguments.images)
+        for name in ("5 iterations", *list(CASES)[-2:])
+    }
     results, lines = [], []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
@@ -182,18 +166,13 @@ def main() -> None:
             lines.append(line)
     print("\n".join(lines))
     report = {
-        "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
-        "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "commit": subprocess.getoutput("git rev-parse HEAD"),
-        "date": date.today().isoformat(),
+        **measuring.surroundings(),
         "size": arguments.size,
         "runs": arguments.runs,
         "results": results,
     }
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-        arguments.output.with_suffix(".txt").write_text("\n".join(lines) + "\n")
+        measuring.write_report(arguments.output, report, "\n".join(lines))
 
 
 if __name__ == "__main__":

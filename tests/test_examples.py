@@ -21,7 +21,7 @@ from {prefix}piecewise_training.model import PiecewiseTrainedModel
 from {prefix}piecewise_training.trainer import PiecewiseTrainer
 from {prefix}piecewise_training.dataset import SegmentationDataset
 from {prefix}piecewise_training import networks
-networks.vgg._fetch_vgg16 = lambda: 1 / 0  # as without a network: the test must not download half a gigabyte
+networks.vgg.fetch_vgg16 = lambda: 1 / 0  # as without a network: the test must not download half a gigabyte
 
 model = PiecewiseTrainedModel(num_classes=3, crf_iterations=10, use_crf=True)
 dataset = SegmentationDataset({images!r}, {labels!r}, image_size=(64, 64))

@@ -34,7 +34,7 @@ def test_first_codes_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network() -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(vgg, "_fetch_vgg16", no_network)
+    monkeypatch.setattr(vgg, "fetch_vgg16", no_network)
     with pytest.warns(UserWarning, match=r"could not be fetched \(.*\); training starts from random weights"):
         model = PiecewiseTrainedModel(num_classes=21, crf_iterations=10, use_crf=True).eval()
     with torch.no_grad():

@@ -8,9 +8,11 @@ from typing import Literal
 DatasetName = Literal["synthetic", "folder", "voc2012", "voc2012_aug", "cityscapes", "camvid"]
 Compatibility = Literal["potts", "class", "matrix"]
 Strategy = Literal["piecewise", "joint", "independent"]
+ContextTraining = Literal["after", "together"]
 Loss = Literal["cross_entropy", "structured", "dice", "focal"]
 ClassWeights = Literal["none", "inverse", "median"]
 Precision = Literal["32", "bf16", "16"]
+RelationName = Literal["surrounding", "above_below"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,62 @@ class KernelConfig:
 
 
 @dataclass(frozen=True)
+class FeatMapConfig:
+    """FeatMap-Net, the network of the contextual CRF; with one scale of 1 and no pooling it is a plain one.
+
+    Attributes:
+        scales: Of the image; all share the trunk.
+        pooling: Sides of the squares of sliding pyramid pooling.
+        widths: Channels of the convolutions after the trunk; null takes 4096, 512, 512 for vgg16 and 128 for others.
+        hidden: Width of the head.
+    """
+
+    scales: tuple[float, ...] = (1.2, 0.8, 0.4)
+    pooling: tuple[int, ...] = (5, 9)
+    widths: tuple[int, ...] | None = None
+    hidden: int = 512
+
+
+@dataclass(frozen=True)
+class RelationConfig:
+    """One relation between the nodes of the contextual CRF.
+
+    Attributes:
+        name: Nodes in the box around a node, or in the box on top of it.
+        box: Side of the box relative to the shorter edge of the feature map.
+        samples: Places along a side of the box; null takes all.
+        hidden: Width of the pairwise network.
+        symmetric: Whether the potential of labels (a, b) on nodes (p, q) is that of (b, a) on (q, p).
+    """
+
+    name: RelationName
+    box: float = 0.4
+    samples: int | None = 5
+    hidden: int = 256
+    symmetric: bool = False
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    """The contextual CRF.
+
+    Attributes:
+        relations: One pairwise network each.
+        iterations: Mean-field updates.
+    """
+
+    relations: tuple[RelationConfig, ...] = (RelationConfig("surrounding"), RelationConfig("above_below"))
+    iterations: int = 3
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The CNN and the CRF's starting point.
+    """The CNN and the CRFs' starting point.
 
     Attributes:
         unary: The CNN: largefov_vgg16, fcn8s_vgg16 or the name of any convolutional timm backbone.
+        featmap: Makes unary, vgg16 or a timm backbone, the trunk of a FeatMap-Net with these options.
+        context: Adds a contextual CRF on the network's feature map.
         pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
         output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
         crf_iterations: Mean-field updates in evaluation.
@@ -104,6 +157,8 @@ class ModelConfig:
     """
 
     unary: str = "tf_efficientnet_lite0"
+    featmap: FeatMapConfig | None = None
+    context: ContextConfig | None = None
     pretrained: bool | str | None = None
     output_stride: Literal[8, 16, 32] = 16
     crf_iterations: int = 10
@@ -126,11 +181,12 @@ class OptimConfig:
     """How parameters are moved.
 
     Attributes:
-        optimizer: Stochastic gradient descent with momentum, or AdamW; the CRF alone, in stage 2, always has Adam.
+        optimizer: Stochastic gradient descent with momentum, or AdamW; in stage 2, with the CNN fixed, always AdamW.
         learning_rate: Rate of the CNN in stage 1.
         weight_decay: Of the CNN; the CRF has none.
         momentum: Of stochastic gradient descent.
         backbone_factor: Rate of the pretrained backbone, relative to the rest of the CNN.
+        context_learning_rate: Rate of the pairwise networks.
         crf_learning_rate: Rate of the CRF in stage 2; its bandwidths and weights are learned as logarithms.
         joint_factor: All rates in stage 3, relative to those of stages 1 and 2.
         schedule: "step" multiplies the rates by 0.1 every step_epochs, "poly" brings them to 0 with power 0.9.
@@ -145,6 +201,7 @@ class OptimConfig:
     weight_decay: float = 5e-4
     momentum: float = 0.9
     backbone_factor: float = 1.0
+    context_learning_rate: float = 1e-3
     crf_learning_rate: float = 0.02
     joint_factor: float = 0.1
     schedule: Literal["step", "poly"] = "step"
@@ -162,8 +219,11 @@ class TrainConfig:
         strategy: "piecewise" trains the CNN, then the CRF, then both; "joint" both from the first step; "independent"
             the CNN, then the CRF, never together.
         stage1_epochs: Epochs of the CNN.
+        context_epochs: Epochs of the pairwise networks, with the CNN fixed; only with a contextual CRF.
         stage2_epochs: Epochs of the CRF with the CNN fixed.
         stage3_epochs: Epochs of both together.
+        context_training: Whether the pairwise networks are trained after the CNN, with it fixed, or together with it in
+            stage 1, which has no context_epochs then.
         loss: Loss of the CNN; the CRF is trained on the negative log-likelihood of its marginals.
         class_weights: Weights of the classes in the loss, counted from the training labels.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision.
@@ -173,8 +233,10 @@ class TrainConfig:
 
     strategy: Strategy = "piecewise"
     stage1_epochs: int = 20
+    context_epochs: int = 4
     stage2_epochs: int = 4
     stage3_epochs: int = 8
+    context_training: ContextTraining = "after"
     loss: Loss = "cross_entropy"
     class_weights: ClassWeights = "none"
     precision: Precision = "32"

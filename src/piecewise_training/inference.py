@@ -16,7 +16,7 @@ from torch import Tensor
 from piecewise_training.crf import dense_crf
 from piecewise_training.dataset import VOID, normalise
 from piecewise_training.metrics import BorderMetrics, Scores, SegmentationMetrics
-from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.model import PiecewiseTrainedModel, enlarged
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The unary network's result, and the CRF's if the model has one."""
+    """The unary network's result, and the contextual and the dense CRF's if the model has them."""
 
     unary: Result
     crf: Result | None
+    context: Result | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str | torch.device = "cpu",
 ) -> Evaluation:
-    """Scores a model on a set of images with labels, before and after its CRF.
+    """Scores a model on a set of images with labels, before and after its CRFs.
 
     Args:
         model: left in evaluation mode, on `device`.
@@ -97,27 +98,56 @@ def evaluate(
     """
     device = torch.device(device)
     model.to(device).eval()
-    unary, crf = _Tally(model.num_classes, device), _Tally(model.num_classes, device)
+    unary, context, crf = (_Tally(model.num_classes, device) for _ in range(3))
     with torch.inference_mode():  # not around the model's move: its parameters could not be trained afterwards
         for image, target in batches:
-            _evaluate_batch(model, image.to(device), target.to(device), unary, crf)
+            _evaluate_batch(model, image.to(device), target.to(device), unary, context, crf)
     if not unary.images:
         raise ValueError("`batches` holds no image to evaluate on.")
-    return Evaluation(unary.result(), crf.result() if model.crf is not None else None)
+    return Evaluation(
+        unary.result(),
+        crf.result() if model.crf is not None else None,
+        context.result() if model.context is not None else None,
+    )
 
 
-def _evaluate_batch(model: PiecewiseTrainedModel, image: Tensor, target: Tensor, unary: _Tally, crf: _Tally) -> None:
-    start = time.perf_counter()
-    logits, _ = model(image, apply_crf=False)
-    labels = logits.argmax(1)
-    _wait(image.device)
-    middle = time.perf_counter()
-    unary.add(labels, target, middle - start)
+def _evaluate_batch(
+    model: PiecewiseTrainedModel, image: Tensor, target: Tensor, unary: _Tally, context: _Tally, crf: _Tally
+) -> None:
+    """Adds a batch to each tally, with the time from the image to its labels, the argmax aside."""
+    clock = _Clock(image.device)
+    nodes = model.score_nodes(image)
+    logits = enlarged(nodes.scores, image)
+    clock.stop()
+    unary.add(logits.argmax(1), target, clock.seconds)
+    clock.start()
+    contextual = model.contextual(image, nodes)
+    clock.stop()
+    if contextual is not None:
+        context.add(contextual.argmax(1), target, clock.seconds)
     if model.crf is not None:
-        restart = time.perf_counter()
-        refined = model.crf(logits, model.to_grey_levels(image)).argmax(1)
-        _wait(image.device)
-        crf.add(refined, target, middle - start + time.perf_counter() - restart)
+        clock.start()
+        refined = model.refine(image, logits, contextual)
+        clock.stop()
+        assert refined is not None  # there is a CRF
+        crf.add(refined.argmax(1), target, clock.seconds)
+
+
+class _Clock:
+    """Adds up the time between starts and stops; it runs from the beginning."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        self.start()
+
+    def start(self) -> None:
+        self._begin = time.perf_counter()
+
+    def stop(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - self._begin
 
 
 @torch.inference_mode()
@@ -204,8 +234,3 @@ def _pixels(image: Image.Image | np.ndarray) -> Tensor:
 
 def _labels(scores: Tensor) -> np.ndarray:
     return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,11 +1,12 @@
-"""The trained model: a unary network and a dense CRF, built, run, saved and loaded as one."""
+"""The trained model: a unary network, a contextual and a dense CRF, built, run, saved and loaded as one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from piecewise_training import __version__, checks
 from piecewise_training.crf import DenseCRF
 from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, Classes
-from piecewise_training.networks import Pretrained, build_unary
+from piecewise_training.networks import ContextualCRF, Pretrained, Relation, build_unary
 from piecewise_training.writing import atomic_write
 
 __all__ = ["DenseCRF", "PiecewiseTrainedModel"]
@@ -25,18 +26,38 @@ __all__ = ["DenseCRF", "PiecewiseTrainedModel"]
 _FORMAT = "piecewise-training model"
 
 
+class Nodes(NamedTuple):
+    """The nodes of the contextual CRF, or simply a network's output.
+
+    Attributes:
+        scores: (B, K, h, w), in the network's own resolution.
+        features: (B, C, h, w); None where there is no context that wants them.
+    """
+
+    scores: Tensor
+    features: Tensor | None = None
+
+
 class PiecewiseTrainedModel(nn.Module):
-    """A network that scores every pixel, and a dense CRF that makes the scores agree with the image.
+    """A network that scores every pixel, and CRFs that make the scores agree with each other and with the image.
+
+    Without `context` the dense CRF works on the network's scores. With it, as in Lin et al. (CVPR 2016), the places of
+    the network's feature map are the nodes of a contextual CRF first, whose marginals are enlarged to the image's size
+    for the dense CRF.
 
     Args:
         num_classes: K, at least 2.
         crf_iterations: mean-field updates in evaluation mode.
-        use_crf: False leaves the CRF out; `forward` then returns None for it.
+        use_crf: False leaves the dense CRF out; without a context `forward` then returns None for it.
         unary: "largefov_vgg16", "fcn8s_vgg16", the name of a timm backbone, or a module of one's own from (B, 3, H, W)
-            to K score maps of any size.
+            to K score maps of any size. For a context of its own features it has methods `feature_map` (image to
+            (B, C, h, w)) and `score` (from there to the K score maps).
         pretrained: ImageNet weights for a network given by name: True, False, a local file, or None to try.
         output_stride: 8, 16 or 32, for a timm backbone.
-        crf: the CRF's starting values and options, as `DenseCRF` takes them.
+        crf: the dense CRF's starting values and options, as `DenseCRF` takes them.
+        featmap: makes `unary`, "vgg16" or a timm backbone, the trunk of a FeatMap-Net with these options; see
+            `networks.FeatMapNet`.
+        context: the contextual CRF, or its options as `networks.ContextualCRF` takes them: {} for the paper's.
         classes: names and colours of the classes, kept with the model for reports and predictions.
 
     Raises:
@@ -62,6 +83,8 @@ class PiecewiseTrainedModel(nn.Module):
         pretrained: Pretrained = None,
         output_stride: int = 16,
         crf: dict[str, Any] | None = None,
+        featmap: Mapping[str, Any] | None = None,
+        context: ContextualCRF | Mapping[str, Any] | None = None,
         classes: Classes | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +95,15 @@ class PiecewiseTrainedModel(nn.Module):
         self.num_classes = num_classes
         self.classes = classes if classes is not None else Classes.numbered(num_classes)
         own = isinstance(unary, nn.Module)
+        if own and featmap is not None:
+            raise ValueError("`featmap` needs the name of a trunk as `unary`; got a module.")
+        self.unary: nn.Module = (
+            unary
+            if isinstance(unary, nn.Module)
+            else build_unary(unary, num_classes, output_stride=output_stride, pretrained=pretrained, featmap=featmap)
+        )
+        self.context = _build_context(context, self.unary, num_classes)
+        self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
         self.configuration: dict[str, Any] = {
             "num_classes": num_classes,
             "crf_iterations": crf_iterations,
@@ -79,13 +111,9 @@ class PiecewiseTrainedModel(nn.Module):
             "unary": None if own else unary,
             "output_stride": output_stride,
             "crf": dict(crf or {}),
+            "featmap": None if featmap is None else dict(featmap),
+            "context": None if self.context is None else self.context.configuration(),
         }
-        self.unary: nn.Module = (
-            unary
-            if isinstance(unary, nn.Module)
-            else build_unary(unary, num_classes, output_stride=output_stride, pretrained=pretrained)
-        )
-        self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -96,10 +124,10 @@ class PiecewiseTrainedModel(nn.Module):
 
         Args:
             image: (B, 3, H, W), normalised by ImageNet's mean and standard deviation.
-            apply_crf: False skips the CRF.
+            apply_crf: False skips both CRFs.
 
         Returns:
-            The unary network's logits and the CRF's log-marginals log Q, both of the image's size; None for the
+            The unary network's logits and the last CRF's log-marginals log Q, both of the image's size; None for the
             latter without a CRF.
 
         Raises:
@@ -109,16 +137,43 @@ class PiecewiseTrainedModel(nn.Module):
             raise ValueError(
                 f"`image` must be (B, 3, H, W) floating point, normalised as ImageNet; got {checks.describe(image)}."
             )
-        scores = self.unary(image)
+        nodes = self.score_nodes(image)
+        logits = enlarged(nodes.scores, image)
+        return logits, self.refine(image, logits, self.contextual(image, nodes)) if apply_crf else None
+
+    def score_nodes(self, image: Float[Tensor, "b 3 h w"]) -> Nodes:
+        """The unary network's scores in its own resolution, and with a context the feature map behind them."""
+        network: Any = self.unary  # of which a context wants more than that it can be called
+        if self.context is None:
+            return Nodes(self._checked(network(image)))
+        features = network.feature_map(image)
+        return Nodes(self._checked(network.score(features)), features)
+
+    def contextual(self, image: Float[Tensor, "b 3 h w"], nodes: Nodes) -> Float[Tensor, "b k h w"] | None:
+        """The contextual CRF's scores of every pixel; None without a context."""
+        if self.context is None:
+            return None
+        assert nodes.features is not None  # as `score_nodes` gives them
+        return enlarged(self.context(nodes.scores, nodes.features), image)
+
+    def refine(
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        logits: Float[Tensor, "b k h w"],
+        contextual: Float[Tensor, "b k h w"] | None,
+    ) -> Float[Tensor, "b k h w"] | None:
+        """The last CRF's log-marginals; None without one."""
+        if self.crf is None:
+            return None if contextual is None else contextual.log_softmax(1)
+        return self.crf(logits if contextual is None else contextual, self.to_grey_levels(image))
+
+    def _checked(self, scores: Any) -> Tensor:
         if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != self.num_classes:
             raise ValueError(
                 f"`unary` must return {self.num_classes} score maps (B, {self.num_classes}, h, w); "
                 f"it returned {checks.describe(scores)}. Wrap a network that returns more than its scores."
             )
-        logits = functional.interpolate(scores.float(), image.shape[2:], mode="bilinear", align_corners=False)
-        if self.crf is None or not apply_crf:
-            return logits, None
-        return logits, self.crf(logits, self.to_grey_levels(image))
+        return scores
 
     def to_grey_levels(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Undoes ImageNet's normalisation: RGB from 0 to 255, as the CRF wants it."""
@@ -177,9 +232,40 @@ class PiecewiseTrainedModel(nn.Module):
         if name is not None and unary is not None:
             raise ValueError(f"{path} was saved with the network {name!r}: leave `unary` out.")
         network = str(name) if unary is None else unary
+        if configuration.get("context"):
+            configuration["context"]["relations"] = [Relation(**r) for r in configuration["context"]["relations"]]
         model = cls(**configuration, unary=network, pretrained=False, classes=classes)
         try:
             model.load_state_dict(safetensors.torch.load_file(path))
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()
+
+
+def enlarged(scores: Float[Tensor, "b k y x"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+    """Scores in the image's size, in single precision."""
+    return functional.interpolate(scores.float(), image.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _build_context(
+    context: ContextualCRF | Mapping[str, Any] | None, unary: nn.Module, num_classes: int
+) -> ContextualCRF | None:
+    if context is None:
+        return None
+    if not (hasattr(unary, "feature_map") and hasattr(unary, "score")):
+        raise ValueError(
+            f"`context` needs the unary network's feature map, and a {type(unary).__name__} has no methods "
+            "`feature_map` and `score`. Take a FeatMap-Net, or give the network these two."
+        )
+    channels = getattr(unary, "channels", None)
+    if not isinstance(context, ContextualCRF):
+        options = dict(context)
+        given = options.pop("channels", channels)
+        if given is None:
+            raise ValueError("`context` needs `channels`, those of the feature map, for a network of one's own.")
+        context = ContextualCRF(given, num_classes, **options)
+    if context.num_classes != num_classes:
+        raise ValueError(f"`context` must have {num_classes} classes; it has {context.num_classes}.")
+    if channels is not None and context.channels != channels:
+        raise ValueError(f"`context` must take the network's {channels} channels; it takes {context.channels}.")
+    return context

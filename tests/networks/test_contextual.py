@@ -15,6 +15,14 @@ from piecewise_training.networks import contextual
 from piecewise_training.networks.contextual import ContextualCRF, Relation, pair_potential
 
 
+def with_potentials(channels: int, classes: int, *arguments: Any, **options: Any) -> ContextualCRF:
+    """One whose networks are not those that change nothing, from which training starts."""
+    crf = ContextualCRF(channels, classes, *arguments, **options)
+    for net in crf.nets:
+        nn.init.normal_(net.scores.weight, std=0.3)
+    return crf
+
+
 def literal_mean_field(unary: np.ndarray, potentials: dict[tuple[int, int], np.ndarray], iterations: int) -> np.ndarray:
     """Q (N, K) by loops over nodes, edges and labels."""
     k = unary.shape[1]
@@ -59,7 +67,7 @@ def potentials_of(crf: ContextualCRF, features: torch.Tensor) -> dict[tuple[int,
 @pytest.mark.parametrize("classes", [2, 3])
 def test_mean_field_is_the_literal_loop(height: int, width: int, classes: int) -> None:
     torch.manual_seed(0)
-    crf = ContextualCRF(4, classes, iterations=3).double()
+    crf = with_potentials(4, classes, iterations=3).double()
     nn.init.normal_(crf.log_factors, 2.0)
     features = 3 * torch.randn(1, 4, height, width, dtype=torch.float64)
     unary = torch.randn(1, classes, height, width, dtype=torch.float64)
@@ -70,8 +78,8 @@ def test_mean_field_is_the_literal_loop(height: int, width: int, classes: int) -
 @pytest.mark.parametrize(("height", "width", "classes"), [(3, 3, 2), (2, 2, 3), (1, 4, 3)])
 def test_weak_potentials_give_the_exact_marginals(height: int, width: int, classes: int) -> None:
     torch.manual_seed(1)
-    crf = ContextualCRF(4, classes, iterations=10).double()
-    nn.init.constant_(crf.log_factors, np.log(0.1))
+    crf = with_potentials(4, classes, iterations=10).double()
+    nn.init.constant_(crf.log_factors, np.log(0.02))
     features = 3 * torch.randn(1, 4, height, width, dtype=torch.float64)
     unary = torch.randn(1, classes, height, width, dtype=torch.float64)
     scores = unary[0].flatten(1).T.numpy()
@@ -83,15 +91,24 @@ def test_weak_potentials_give_the_exact_marginals(height: int, width: int, class
 
 
 def test_edges_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    crf = ContextualCRF(4, 3)
+    crf = with_potentials(4, 3)
     features, unary = torch.randn(2, 4, 5, 6), torch.randn(2, 3, 5, 6)
     expected = crf(unary, features)
+    monkeypatch.setattr(contextual, "_KEPT", 0)
+    torch.testing.assert_close(crf(unary, features), expected)
     monkeypatch.setattr(contextual, "_MOST", 100)
     torch.testing.assert_close(crf(unary, features), expected)
 
 
-def test_gradients() -> None:
-    crf = ContextualCRF(2, 2, [Relation("surrounding", hidden=3), Relation("above_below", hidden=3)], 2).double()
+def test_starts_without_potentials() -> None:
+    unary = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(ContextualCRF(4, 3)(unary, torch.randn(2, 4, 4, 5)), unary.log_softmax(1))
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+def test_gradients(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contextual, "_KEPT", kept)
+    crf = with_potentials(2, 2, [Relation("surrounding", hidden=3), Relation("above_below", hidden=3)], 2).double()
     nn.init.normal_(crf.log_factors, 2.0)
     features = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
     unary = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -101,7 +118,7 @@ def test_gradients() -> None:
 
 
 def test_edge_nll_is_the_literal_loop() -> None:
-    crf = ContextualCRF(3, 3, [Relation("surrounding", hidden=4)]).double()
+    crf = with_potentials(3, 3, [Relation("surrounding", hidden=4)]).double()
     features = torch.randn(2, 3, 3, 4, dtype=torch.float64)
     labels = torch.randint(0, 3, (2, 12))
     labels[0, 3] = labels[1, 7] = 255
@@ -130,6 +147,7 @@ def test_edges_that_are_all_void() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: ContextualCRF(4, 1), "`num_classes` must be at least 2; got 1"),
         (lambda: ContextualCRF(4, 2, []), "`relations` must hold at least one"),
         (lambda: ContextualCRF(4, 2, iterations=-1), "`iterations` must be at least 0; got -1"),
         (

@@ -34,7 +34,7 @@ def test_stages_without_epochs_are_left_out() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="there is nothing to train: every stage has 0 epochs"):
         plan(TrainConfig(stage1_epochs=0, stage2_epochs=0, stage3_epochs=0))
-    with pytest.raises(ValueError, match="epochs must be at least 0; got -1, 4 and 8"):
+    with pytest.raises(ValueError, match="`stage1_epochs` must be at least 0; got -1"):
         plan(TrainConfig(stage1_epochs=-1))
     with pytest.raises(ValueError, match="`strategy` must be piecewise, joint or independent; got 'other'"):
         plan(TrainConfig(strategy="other"))  # type: ignore[arg-type]

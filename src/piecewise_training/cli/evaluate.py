@@ -45,6 +45,8 @@ def run(
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
     outcome = evaluate(network, val_loader(val_set, data), best_device(device))
     results = {"unary alone": outcome.unary}
+    if outcome.context is not None:
+        results["+ context"] = outcome.context
     if outcome.crf is not None:
         results["+ CRF"] = outcome.crf
     write_results(Path(output), network, val_set, results)

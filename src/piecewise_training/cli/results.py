@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from piecewise_training import __version__
-from piecewise_training.config import ModelConfig
+from piecewise_training.config import ContextConfig, ModelConfig
 from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.networks import Relation
 from piecewise_training.trainer import PiecewiseTrainer
 from piecewise_training.visualization import REPORT_FILES, Sample, summary_rows, write_report
 from piecewise_training.writing import atomic_write
@@ -52,19 +53,31 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
         pretrained=config.pretrained,
         output_stride=config.output_stride,
         crf={"train_iterations": config.crf_train_iterations, **crf},
+        featmap=None if config.featmap is None else dataclasses.asdict(config.featmap),
+        context=None if config.context is None else _context(config.context),
         classes=classes,
     )
+
+
+def _context(config: ContextConfig) -> dict[str, Any]:
+    relations = [Relation(**dataclasses.asdict(relation)) for relation in config.relations]
+    return {"relations": relations, "iterations": config.iterations}
 
 
 def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[str, Result]:
     """The rows of the final table that a stage adds."""
     outcome = evaluate(trainer.model, batches, trainer.device)
     assert outcome.crf is not None  # a trained model always has one
+    context = {} if outcome.context is None else {"+ context": outcome.context}
     if stage == "stage1":
-        return {"unary alone": outcome.unary, "+ CRF, default": outcome.crf}
+        together = {name: result for name, result in context.items() if trainer.config.context_training == "together"}
+        return {"unary alone": outcome.unary, **together, "+ CRF, default": outcome.crf}
+    if stage == "stage2_context":
+        return context
     if stage == "stage2":
         return {"+ CRF, learned": outcome.crf}
-    return {"joint, unary": outcome.unary, "joint, + CRF": outcome.crf}
+    joint = {f"joint, {name}": result for name, result in context.items()}
+    return {"joint, unary": outcome.unary, **joint, "joint, + CRF": outcome.crf}
 
 
 def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:

@@ -75,7 +75,7 @@ def run(
     network = tables.build_model(model, train_set.classes, seed)
     trainer = PiecewiseTrainer(network, device, network.num_classes, config=training, output_dir=folder, seed=seed)
     batches, val_batches = train_loader(train_set, data, seed), val_loader(val_set, data)
-    stages = plan(training)
+    stages = plan(training, network.context is not None)
     if not resume:
         _start_output(folder, resolved, tables.RUN_FILES)
     results: dict[str, Any] = {}

@@ -40,28 +40,44 @@ class TimmSegmenter(nn.Module):
 
     def __init__(self, backbone: str, num_classes: int, output_stride: int = 16, pretrained: Pretrained = None) -> None:
         super().__init__()
-        self.backbone = _feature_extractor(backbone, output_stride)
+        self.backbone = feature_extractor(backbone, output_stride)
         info = self.backbone.feature_info
         early = [i for i, stride in enumerate(info.reduction()) if stride <= 4][-1:]
         if not early or info.reduction()[early[0]] >= info.reduction()[-1]:
             raise ValueError(f"`unary` {backbone!r} has no feature map at stride 4 or less to find borders in.")
         self._early = early[0]
         channels = info.channels()
-        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-            raise ValueError(
-                f"`unary` {backbone!r} puts channels last in its feature maps. Take a convolutional backbone."
-            )
         dilations = {8: (12, 24), 16: (6, 12), 32: (3, 6)}[output_stride]
         self.decoder = Decoder(channels[self._early], channels[-1], num_classes, dilations)
-        initialise(self.backbone, pretrained, lambda: _fetch(backbone), lambda state: _rename(state, self.backbone))
+        self.channels = self.decoder.channels
+        initialise_backbone(self.backbone, backbone, pretrained)
+
+    @property
+    def score(self) -> nn.Module:
+        """From the feature map to score maps."""
+        return self.decoder.score
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h4 w4"]:
         """Score maps at a quarter of the resolution."""
+        return self.score(self.feature_map(image))
+
+    def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h4 w4"]:
+        """The feature map that is scored."""
         maps = self.backbone(image)
-        return self.decoder(maps[self._early], maps[-1])
+        return self.decoder.feature_map(maps[self._early], maps[-1])
 
 
-def _feature_extractor(name: str, output_stride: int) -> Any:
+def initialise_backbone(backbone: nn.Module, name: str, pretrained: Pretrained) -> None:
+    """Fills what `feature_extractor` gave with timm's ImageNet weights; see `weights.initialise`."""
+    initialise(backbone, pretrained, lambda: _fetch(name), lambda state: _rename(state, backbone))
+
+
+def feature_extractor(name: str, output_stride: int) -> Any:
+    """A timm backbone that returns its feature maps, with random weights.
+
+    Raises:
+        ValueError: timm has no such backbone, or not with this output stride, or its maps have channels last.
+    """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"`output_stride` must be 8, 16 or 32; got {output_stride!r}.")
     if not timm.is_model(name):
@@ -70,12 +86,15 @@ def _feature_extractor(name: str, output_stride: int) -> Any:
         raise ValueError(f"`unary` must be largefov_vgg16, fcn8s_vgg16 or a timm backbone; got {name!r}.{hint}")
     stride: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}  # 32 is everybody's own
     try:
-        return timm.create_model(name, features_only=True, pretrained=False, **stride)
+        backbone = timm.create_model(name, features_only=True, pretrained=False, **stride)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"`unary` {name!r} gives no feature maps at output stride {output_stride} ({error}). "
             "Take another output stride or a convolutional backbone."
         ) from error
+    if str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+        raise ValueError(f"`unary` {name!r} puts channels last in its feature maps. Take a convolutional backbone.")
+    return backbone
 
 
 def _fetch(name: str) -> StateDict:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from piecewise_training.networks.edges import RelationName, relation_edges
 from piecewise_training.networks.pairwise import PairwiseNet
 
 _MOST = 1 << 26  # numbers of K x K scores at a time: a quarter of a gigabyte
+_KEPT = 1 << 24  # numbers of a relation's K x K scores that are kept from one iteration to the next
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ContextualCRF(nn.Module):
     counts the labels' own frequency once for every edge. So the potential that mean field uses is what the pair's
     log-probability has over those of its two ends, :math:`\log P(a, b) - \log P(a) - \log P(b)`. What many edges tell
     a node is much the same, too: a weight :math:`w_V` is one over the mean number of edges at a node, times a factor
-    for each relation that starts at 1 and is learned by training through `forward`. Both are our choice.
+    for each relation that starts at 1 and is learned by training through `forward`. Both are our choice. Before it is
+    trained a potential is 0, and mean field changes nothing.
 
     Args:
         channels: of the feature map.
@@ -72,16 +74,25 @@ class ContextualCRF(nn.Module):
         iterations: int = 3,
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"`num_classes` must be at least 2; got {num_classes}.")
         if not relations:
             raise ValueError("`relations` must hold at least one.")
         if iterations < 0:
             raise ValueError(f"`iterations` must be at least 0; got {iterations}.")
+        self.channels = channels
+        self.num_classes = num_classes
         self.relations = tuple(relations)
         self.iterations = iterations
-        self.nets: Sequence[PairwiseNet] = nn.ModuleList(  # type: ignore[assignment]
+        self.nets = nn.ModuleList(
             PairwiseNet(channels, num_classes, relation.hidden, relation.symmetric) for relation in relations
         )
         self.log_factors = nn.Parameter(torch.zeros(len(relations)))
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that make another like it."""
+        relations = [asdict(relation) for relation in self.relations]
+        return {"channels": self.channels, "relations": relations, "iterations": self.iterations}
 
     def edges(self, features: Float[Tensor, "b c h w"]) -> list[Int[Tensor, "2 e"]]:
         """The edges of each relation over a map."""
@@ -118,16 +129,19 @@ class ContextualCRF(nn.Module):
                 f"got {checks.describe(unary)} and {checks.describe(features)}."
             )
         scores = unary.flatten(2).mT
-        ends = [net.on_nodes(features) for net in self.nets]
-        edges = self.edges(features)
+        numbers = len(scores) * self.num_classes**2
+        tell = [
+            _messages(cast(PairwiseNet, net), features, edges, numbers)
+            for net, edges in zip(self.nets, self.edges(features), strict=True)
+        ]
         weights = self.weights(features)
         log_q = scores.log_softmax(2)
         for _ in range(self.iterations):
-            messages = scores
-            for net, own, nodes, weight in zip(self.nets, edges, ends, weights, strict=True):
-                for part in _parts(own, len(scores) * scores.shape[2] ** 2):
-                    messages = messages + weight * _checkpointed(_messages, net, log_q.exp(), *nodes, part)
-            log_q = messages.log_softmax(2)
+            q = log_q.exp()
+            told = scores
+            for weight, of_relation in zip(weights, tell, strict=True):
+                told = told + weight * of_relation(q)
+            log_q = told.log_softmax(2)
         return log_q.mT.reshape(unary.shape)
 
 
@@ -137,21 +151,32 @@ def pair_potential(scores: Float[Tensor, "*e k k"]) -> Float[Tensor, "*e k k"]:
     return joint - joint.logsumexp(-1, keepdim=True) - joint.logsumexp(-2, keepdim=True)
 
 
-def _messages(net: PairwiseNet, q: Tensor, first: Tensor, second: Tensor, edges: Tensor) -> Tensor:
-    """What some edges tell the nodes at both of their ends (B, N, K)."""
+def _messages(net: PairwiseNet, features: Tensor, edges: Tensor, numbers: int) -> Callable[[Tensor], Tensor]:
+    """What a relation's edges tell the nodes, as a function of their marginals (B, N, K).
+
+    The potentials are computed once where they are few; else in parts, and again in each iteration and on the way
+    back: K squared numbers an edge are not worth their memory.
+    """
+    first, second = net.on_nodes(features)
+    if edges.shape[1] * numbers <= _KEPT:
+        potential = pair_potential(net.on_edges(first, second, edges))
+        return lambda q: _told(potential, q, edges)
+
+    def computed(q: Tensor, first: Tensor, second: Tensor, part: Tensor) -> Tensor:
+        return _told(pair_potential(net.on_edges(first, second, part)), q, part)
+
+    def in_parts(q: Tensor) -> Tensor:
+        told = torch.zeros_like(q)
+        for part in edges.tensor_split(math.ceil(edges.shape[1] * numbers / _MOST), 1):
+            told = told + checkpoint(computed, q, first, second, part, use_reentrant=False)
+        return told
+
+    return in_parts
+
+
+def _told(potential: Tensor, q: Tensor, edges: Tensor) -> Tensor:
+    """What edges with these potentials tell the nodes at both of their ends."""
     start, end = edges
-    potential = pair_potential(net.on_edges(first, second, edges))
-    forth = (potential * q[:, end, None, :]).sum(3)
-    back = (potential * q[:, start, :, None]).sum(2)
+    forth = (potential @ q[:, end, :, None])[..., 0]
+    back = (q[:, start, None, :] @ potential)[..., 0, :]
     return torch.zeros_like(q).index_add(1, start, forth).index_add(1, end, back)
-
-
-def _checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Computes again on the way back what would not be worth its memory: K² numbers an edge and iteration."""
-    return checkpoint(function, *arguments, use_reentrant=False)
-
-
-def _parts(edges: Int[Tensor, "2 e"], numbers: int) -> Iterator[Tensor]:
-    """Edges in parts, of which each has so few K x K scores that they fit into memory."""
-    count = max(1, math.ceil(edges.shape[1] * numbers / _MOST))
-    yield from (part for part in edges.tensor_split(count, 1) if part.shape[1])

@@ -28,23 +28,31 @@ class Decoder(nn.Module):
         self, early_channels: int, deep_channels: int, num_classes: int, dilations: tuple[int, ...], width: int = 128
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList([_conv(deep_channels, width, 1)])
-        self.branches.extend(_conv(deep_channels, width, 3, dilation) for dilation in dilations)
+        self.branches = nn.ModuleList([convolution(deep_channels, width, 1)])
+        self.branches.extend(convolution(deep_channels, width, 3, dilation) for dilation in dilations)
         self.pooled = nn.Sequential(nn.Conv2d(deep_channels, width, 1), nn.ReLU(inplace=True))
-        self.merge = _conv(width * (len(self.branches) + 1), width, 1)
-        self.early = _conv(early_channels, 32, 1)
-        self.refine = nn.Sequential(_conv(width + 32, width, 3), _conv(width, width, 3), nn.Dropout2d(0.1))
+        self.merge = convolution(width * (len(self.branches) + 1), width, 1)
+        self.early = convolution(early_channels, 32, 1)
+        self.refine = nn.Sequential(convolution(width + 32, width, 3), convolution(width, width, 3), nn.Dropout2d(0.1))
         self.score = nn.Conv2d(width, num_classes, 1)
+        self.channels = width
 
     def forward(self, early: Float[Tensor, "b c1 h w"], deep: Float[Tensor, "b c2 h2 w2"]) -> Float[Tensor, "b k h w"]:
         """Score maps of the early feature map's size."""
+        return self.score(self.feature_map(early, deep))
+
+    def feature_map(
+        self, early: Float[Tensor, "b c1 h w"], deep: Float[Tensor, "b c2 h2 w2"]
+    ) -> Float[Tensor, "b width h w"]:
+        """The feature map that is scored."""
         whole = self.pooled(deep.mean((2, 3), keepdim=True)).expand(-1, -1, *deep.shape[2:])
         context = self.merge(torch.cat([*(branch(deep) for branch in self.branches), whole], 1))
         context = functional.interpolate(context, early.shape[2:], mode="bilinear", align_corners=False)
-        return self.score(self.refine(torch.cat([context, self.early(early)], 1)))
+        return self.refine(torch.cat([context, self.early(early)], 1))
 
 
-def _conv(channels: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+def convolution(channels: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+    """A convolution that keeps the size, batch normalisation and ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
         nn.BatchNorm2d(width),

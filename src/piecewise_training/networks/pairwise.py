@@ -35,6 +35,8 @@ class PairwiseNet(nn.Module):
         self.second = nn.Conv2d(channels, hidden, 1, bias=False)
         self.activation = nn.ReLU()
         self.scores = nn.Linear(hidden, num_classes**2)
+        nn.init.zeros_(self.scores.weight)  # all pairs are as likely: no potential before it is learned
+        nn.init.zeros_(self.scores.bias)
 
     def forward(self, features: Float[Tensor, "b c h w"], edges: Int[Tensor, "2 e"]) -> Float[Tensor, "b e k k"]:
         """The scores of every edge of a map."""

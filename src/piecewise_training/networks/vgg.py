@@ -31,14 +31,15 @@ class LargeFOV(nn.Module):
 
     def __init__(self, num_classes: int, pretrained: Pretrained = None) -> None:
         super().__init__()
-        self.features = _convolutions(pool_strides=(2, 2, 2, 1, 1), last_dilation=2)
+        self.features = convolutions(pool_strides=(2, 2, 2, 1, 1), last_dilation=2)
         self.fc6 = nn.Conv2d(512, 1024, 3, padding=12, dilation=12)
         self.fc7 = nn.Conv2d(1024, 1024, 1)
         self.score = nn.Conv2d(1024, num_classes, 1)
         self.dropout = nn.Dropout2d(0.5)
+        self.channels = 1024
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(_bias(self.score))
-        initialise(self, pretrained, _fetch_vgg16, _to_large_fov)
+        initialise(self, pretrained, fetch_vgg16, _to_large_fov)
 
     @property
     def backbone(self) -> nn.Module:
@@ -47,10 +48,13 @@ class LargeFOV(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h8 w8"]:
         """Score maps at an eighth of the resolution."""
+        return self.score(self.feature_map(image))
+
+    def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h8 w8"]:
+        """The feature map that is scored."""
         x = self.features(image)
         x = self.dropout(torch.relu(self.fc6(x)))
-        x = self.dropout(torch.relu(self.fc7(x)))
-        return self.score(x)
+        return self.dropout(torch.relu(self.fc7(x)))
 
 
 class FCN8s(nn.Module):
@@ -70,7 +74,7 @@ class FCN8s(nn.Module):
 
     def __init__(self, num_classes: int, pretrained: Pretrained = None) -> None:
         super().__init__()
-        self.features = _convolutions(pool_strides=(2, 2, 2, 2, 2), last_dilation=1)
+        self.features = convolutions(pool_strides=(2, 2, 2, 2, 2), last_dilation=1)
         pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         self._pool3, self._pool4 = pools[2] + 1, pools[3] + 1
         self.fc6 = nn.Conv2d(512, 4096, 7, padding=3)
@@ -85,7 +89,7 @@ class FCN8s(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(_bias(layer))
         nn.init.normal_(self.score.weight, std=0.01)
-        initialise(self, pretrained, _fetch_vgg16, _to_fcn)
+        initialise(self, pretrained, fetch_vgg16, _to_fcn)
 
     @property
     def backbone(self) -> nn.Module:
@@ -103,7 +107,8 @@ class FCN8s(nn.Module):
         return _add_aligned(self.up_pool4(x), self.score_pool3(pool3))
 
 
-def _convolutions(pool_strides: tuple[int, ...], last_dilation: int) -> nn.Sequential:
+def convolutions(pool_strides: tuple[int, ...], last_dilation: int) -> nn.Sequential:
+    """VGG-16's convolutions and poolings, of which some may keep the resolution."""
     layers: list[nn.Module] = []
     channels = 3
     for block, ((width, depth), stride) in enumerate(zip(_BLOCKS, pool_strides, strict=True)):
@@ -142,7 +147,8 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias
 
 
-def _fetch_vgg16() -> StateDict:
+def fetch_vgg16() -> StateDict:
+    """Torchvision's ImageNet weights."""
     from torchvision.models import VGG16_Weights
 
     return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)

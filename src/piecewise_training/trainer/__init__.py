@@ -1,7 +1,7 @@
 """Piecewise training: the CNN, then the CRF on the fixed CNN, then both."""
 
 from piecewise_training.config import OptimConfig, TrainConfig
-from piecewise_training.trainer.stages import Stage, crf_stage, joint_stage, plan, unary_stage
+from piecewise_training.trainer.stages import Stage, context_stage, crf_stage, joint_stage, plan, together, unary_stage
 from piecewise_training.trainer.trainer import PiecewiseTrainer, best_device
 
 __all__ = [
@@ -10,8 +10,10 @@ __all__ = [
     "Stage",
     "TrainConfig",
     "best_device",
+    "context_stage",
     "crf_stage",
     "joint_stage",
     "plan",
+    "together",
     "unary_stage",
 ]

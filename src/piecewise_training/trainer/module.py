@@ -10,9 +10,9 @@ from torch import Tensor
 
 from piecewise_training import checks
 from piecewise_training.config import TrainConfig
-from piecewise_training.losses import marginal_nll, unary_loss
+from piecewise_training.losses import edge_nll, marginal_nll, node_labels, unary_loss
 from piecewise_training.metrics import SegmentationMetrics
-from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.model import Nodes, PiecewiseTrainedModel, enlarged
 from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import Stage
 
@@ -21,7 +21,7 @@ class StageModule(lightning.LightningModule):
     """Trains what a stage says of a model.
 
     Args:
-        model: the network and the CRF.
+        model: the network and the CRFs.
         stage: what to train, and on which losses.
         config: losses and optimizer.
         weight: of each class in the losses.
@@ -42,6 +42,10 @@ class StageModule(lightning.LightningModule):
             model.unary.requires_grad_(False)
         if model.crf is not None and not stage.trains_crf:
             model.crf.requires_grad_(False)
+        if model.context is not None and not stage.trains_context:
+            model.context.nets.requires_grad_(False)
+        if model.context is not None and not stage.trains_crf:
+            model.context.log_factors.requires_grad_(False)
 
     def train(self, mode: bool = True) -> StageModule:
         """Sets the mode, but leaves in evaluation mode what the stage keeps fixed: batch norm would move."""
@@ -57,7 +61,8 @@ class StageModule(lightning.LightningModule):
         del index
         image, target = batch
         checks.labels(target, self.model.num_classes)
-        loss = self._loss(*self._forward(image), target)
+        nodes, logits, log_q = self._forward(image)
+        loss = self._loss(nodes, logits, log_q, target)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True)
         return loss
 
@@ -71,9 +76,10 @@ class StageModule(lightning.LightningModule):
         image, target = batch
         checks.labels(target, self.model.num_classes)
         with torch.autocast(image.device.type, enabled=False):
-            logits, log_q = self._forward(image)
-        self.log("val_loss", self._loss(logits, log_q, target), batch_size=len(image))
-        judged = log_q if self.stage.judged_by == "crf" and log_q is not None else logits
+            nodes, logits, log_q = self._forward(image)
+            judged = self.model.contextual(image, nodes) if self.stage.judged_by == "context" else log_q
+            judged = logits if judged is None else judged
+            self.log("val_loss", self._loss(nodes, logits, log_q, target), batch_size=len(image))
         self.metrics.update(judged.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
@@ -91,13 +97,31 @@ class StageModule(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.model(image, apply_crf=self.stage.crf_weight > 0)
+    def _forward(self, image: Tensor) -> tuple[Nodes, Tensor, Tensor | None]:
+        nodes = self.model.score_nodes(image)
+        logits = enlarged(nodes.scores, image)
+        if not self.stage.crf_weight:
+            return nodes, logits, None
+        return nodes, logits, self.model.refine(image, logits, self.model.contextual(image, nodes))
 
-    def _loss(self, logits: Tensor, log_q: Tensor | None, target: Tensor) -> Tensor:
+    def _loss(self, nodes: Nodes, logits: Tensor, log_q: Tensor | None, target: Tensor) -> Tensor:
         loss = logits.new_zeros(())
         if self.stage.unary_weight:
             loss = loss + self.stage.unary_weight * unary_loss(self.config.loss, self.class_weight)(logits, target)
+        if self.stage.context_weight and nodes.features is not None:
+            loss = loss + self.stage.context_weight * self._pairs_loss(nodes.features, target)
         if self.stage.crf_weight and log_q is not None:
             loss = loss + self.stage.crf_weight * marginal_nll(log_q, target, self.class_weight)
         return loss
+
+    def _pairs_loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """The negative log-likelihood of the pairs of labels on the edges, a mean for each relation."""
+        context = self.model.context
+        assert context is not None  # features come with it alone
+        height, width = features.shape[2:]
+        labels = node_labels(target, (height, width)).flatten(1)
+        losses = [
+            edge_nll(scores.float(), edges, labels, self.class_weight)
+            for edges, scores in zip(context.edges(features), context.edge_scores(features), strict=True)
+        ]
+        return torch.stack(losses).sum()

@@ -16,11 +16,11 @@ _POLY_POWER = 0.9  # DeepLab's
 
 
 def build_optimizer(model: PiecewiseTrainedModel, stage: Stage, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a stage: groups for backbone, head and CRF, each with its own rate.
+    """The optimizer of a stage: groups for backbone, head, pairwise networks and CRF, each with its own rate.
 
-    Biases and normalisation layers have no weight decay, nor has the CRF. A CRF trained alone is trained by Adam,
-    whatever the network's optimizer: the gradients of its weights, bandwidths and compatibilities differ in scale by
-    orders of magnitude.
+    Biases and normalisation layers have no weight decay, nor has the CRF. With the network fixed, the rest is trained
+    by Adam, whatever the network's optimizer: the gradients of a CRF's weights, bandwidths and compatibilities differ
+    in scale by orders of magnitude.
 
     Raises:
         ValueError: the user has frozen everything that the stage trains.
@@ -38,16 +38,15 @@ def build_optimizer(model: PiecewiseTrainedModel, stage: Stage, config: OptimCon
             rate * config.backbone_factor,
             config.weight_decay,
         )
-    if stage.trains_crf and model.crf is not None:
+    if stage.trains_context and model.context is not None:
+        rate = config.context_learning_rate * stage.rate_factor
+        groups += _groups("context", model.context.nets.parameters(), rate, config.weight_decay)
+    if stage.trains_crf:
+        crf = [*(model.crf.parameters() if model.crf is not None else ())]
+        crf += [model.context.log_factors] if model.context is not None else []
         rate = config.crf_learning_rate * stage.rate_factor
-        groups.append(
-            {
-                "name": "crf",
-                "params": [p for p in model.crf.parameters() if p.requires_grad],
-                "lr": rate,
-                "weight_decay": 0.0,
-            }
-        )
+        learned = [p for p in crf if p.requires_grad]
+        groups.append({"name": "crf", "params": learned, "lr": rate, "weight_decay": 0.0})
     if not any(group["params"] for group in groups):
         raise ValueError(f"{stage.name} has nothing to train: every parameter of its parts has requires_grad=False.")
     if config.optimizer == "adamw" or not stage.trains_unary:
@@ -101,7 +100,8 @@ def check_config(config: TrainConfig) -> None:
         ValueError: an option is none of its names, or a number is out of its range.
     """
     optim = config.optim
-    for owner, names in ((config, ("loss", "class_weights", "precision")), (optim, ("optimizer", "schedule"))):
+    of_training = ("context_training", "loss", "class_weights", "precision")
+    for owner, names in ((config, of_training), (optim, ("optimizer", "schedule"))):
         hints = get_type_hints(type(owner))
         for name in names:
             if getattr(owner, name) not in get_args(hints[name]):
@@ -113,7 +113,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def _check_ranges(config: OptimConfig) -> None:
-    for name in ("learning_rate", "crf_learning_rate", "joint_factor"):
+    for name in ("learning_rate", "context_learning_rate", "crf_learning_rate", "joint_factor"):
         if not getattr(config, name) > 0:
             raise ValueError(f"`{name}` must be above 0; got {getattr(config, name)}.")
     for name in ("weight_decay", "momentum", "backbone_factor", "clip", "warmup_steps"):

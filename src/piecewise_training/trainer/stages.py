@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from piecewise_training.config import TrainConfig
@@ -17,10 +17,12 @@ class Stage:
         title: what is trained, for people.
         epochs: passes over the training set.
         trains_unary: whether the network moves; if not, neither its weights nor its running statistics do.
-        trains_crf: whether the CRF moves.
+        trains_crf: whether the dense CRF and the weights of the contextual CRF's relations move.
         unary_weight: of the loss on the network's scores.
         crf_weight: of the loss on the CRF's marginals; 0 runs no CRF in training.
         rate_factor: of all learning rates.
+        trains_context: whether the pairwise networks of the contextual CRF move.
+        context_weight: of the loss on pairs of labels.
     """
 
     name: str
@@ -31,16 +33,35 @@ class Stage:
     unary_weight: float
     crf_weight: float
     rate_factor: float = 1.0
+    trains_context: bool = False
+    context_weight: float = 0.0
 
     @property
-    def judged_by(self) -> Literal["unary", "crf"]:
+    def judged_by(self) -> Literal["unary", "context", "crf"]:
         """Whose predictions choose the best epoch."""
-        return "crf" if self.trains_crf else "unary"
+        if self.trains_crf:
+            return "crf"
+        return "unary" if self.trains_unary else "context"
 
 
 def unary_stage(epochs: int) -> Stage:
     """Stage 1: the network alone."""
     return Stage("stage1", "unary CNN", epochs, True, False, unary_weight=1.0, crf_weight=0.0)
+
+
+def context_stage(epochs: int) -> Stage:
+    """First part of stage 2: the pairwise networks on the fixed network, without inference."""
+    return Stage(
+        "stage2_context",
+        "pairwise CNNs, CNN fixed",
+        epochs,
+        trains_unary=False,
+        trains_crf=False,
+        unary_weight=0.0,
+        crf_weight=0.0,
+        trains_context=True,
+        context_weight=1.0,
+    )
 
 
 def crf_stage(epochs: int) -> Stage:
@@ -49,12 +70,32 @@ def crf_stage(epochs: int) -> Stage:
 
 
 def joint_stage(epochs: int, rate_factor: float) -> Stage:
-    """Stage 3: both, through the unrolled mean field; the network's own loss keeps its scores meaningful."""
-    return Stage("stage3", "CNN and CRF", epochs, True, True, unary_weight=0.5, crf_weight=1.0, rate_factor=rate_factor)
+    """Stage 3: all, through the unrolled mean field; the networks' own losses keep their scores meaningful."""
+    return Stage(
+        "stage3",
+        "CNN and CRF",
+        epochs,
+        trains_unary=True,
+        trains_crf=True,
+        unary_weight=0.5,
+        crf_weight=1.0,
+        rate_factor=rate_factor,
+        trains_context=True,
+        context_weight=0.5,
+    )
 
 
-def plan(config: TrainConfig) -> list[Stage]:
+def together(stage: Stage) -> Stage:
+    """A stage of the network that trains the pairwise networks as well, on their own likelihood."""
+    return replace(stage, title="unary and pairwise CNNs", trains_context=True, context_weight=1.0)
+
+
+def plan(config: TrainConfig, context: bool = False) -> list[Stage]:
     """The stages of a strategy; those of 0 epochs are left out.
+
+    Args:
+        config: strategy and epochs.
+        context: whether the model has a contextual CRF, whose networks are to be trained.
 
     Raises:
         ValueError: the strategy is unknown or no epoch is left.
@@ -64,11 +105,17 @@ def plan(config: TrainConfig) -> list[Stage]:
         ['stage1', 'stage2']
     """
     first, second, third = config.stage1_epochs, config.stage2_epochs, config.stage3_epochs
-    if min(first, second, third) < 0:
-        raise ValueError(f"epochs must be at least 0; got {first}, {second} and {third}.")
+    for name in ("stage1_epochs", "context_epochs", "stage2_epochs", "stage3_epochs"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"`{name}` must be at least 0; got {getattr(config, name)}.")
+    apart = [unary_stage(first), crf_stage(second)]
+    if context and config.context_training == "together":
+        apart[0] = together(apart[0])
+    elif context:
+        apart.insert(1, context_stage(config.context_epochs))
     strategies = {
-        "piecewise": [unary_stage(first), crf_stage(second), joint_stage(third, config.optim.joint_factor)],
-        "independent": [unary_stage(first), crf_stage(second)],
+        "piecewise": [*apart, joint_stage(third, config.optim.joint_factor)],
+        "independent": apart,
         "joint": [joint_stage(first + second + third, rate_factor=1.0)],
     }
     if config.strategy not in strategies:

@@ -118,7 +118,8 @@ class PiecewiseTrainer:
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, then both.
 
-        The strategy and the epochs are these, whatever `config` says of them.
+        The strategy and the epochs are these, whatever `config` says of them. How a contextual CRF's networks are
+        trained is said by `config`: as "stage2_context" before stage 2, or together with the CNN in stage 1.
 
         Args:
             train_loader: yields images (B, 3, H, W), normalised as ImageNet, and labels (B, H, W), 255 for void.
@@ -129,8 +130,8 @@ class PiecewiseTrainer:
             resume: whether to go on from what an interrupted run left in `output_dir`.
 
         Returns:
-            By stage ("stage1", "stage2", "stage3") and quantity ("train_loss", "val_loss", "val_miou",
-            "val_accuracy", "lr") a value for each epoch.
+            By stage ("stage1", "stage2_context" if that is trained, "stage2", "stage3") and quantity ("train_loss",
+            "val_loss", "val_miou", "val_accuracy", "lr") a value for each epoch.
 
         Raises:
             ValueError: the model has no CRF, or a label is neither a class nor void.
@@ -153,6 +154,10 @@ class PiecewiseTrainer:
     def train_unary(self, train_loader: Loader, epochs: int = 20, val_loader: Loader | None = None) -> StageHistory:
         """Stage 1 alone: the CNN."""
         return self.run_stage(stages.unary_stage(epochs), train_loader, val_loader)
+
+    def train_context(self, train_loader: Loader, epochs: int = 4, val_loader: Loader | None = None) -> StageHistory:
+        """The pairwise networks alone, with the CNN fixed and without inference."""
+        return self.run_stage(stages.context_stage(epochs), train_loader, val_loader)
 
     def train_crf(self, train_loader: Loader, epochs: int = 4, val_loader: Loader | None = None) -> StageHistory:
         """Stage 2 alone: the CRF, with the CNN fixed."""
@@ -210,7 +215,7 @@ class PiecewiseTrainer:
     ) -> dict[str, StageHistory]:
         first, second, third = epochs
         config = replace(self.config, strategy=strategy, stage1_epochs=first, stage2_epochs=second, stage3_epochs=third)
-        plan = stages.plan(config)
+        plan = stages.plan(config, self.model.context is not None)
         for stage in plan:  # all of them before the first is trained
             self._check(stage, val_loader, resume)
         return {stage.name: self.run_stage(stage, train_loader, val_loader, resume=resume) for stage in plan}
@@ -218,8 +223,12 @@ class PiecewiseTrainer:
     def _check(self, stage: Stage, val_loader: Loader | None, resume: bool) -> None:
         if stage.epochs < 1:
             raise ValueError(f"{stage.name} must have at least 1 epoch; got {stage.epochs}.")
-        if stage.crf_weight and self.model.crf is None:
+        if stage.crf_weight and self.model.crf is None and self.model.context is None:
             raise ValueError(f"{stage.name} trains a CRF, but the model has none. Build it with use_crf=True.")
+        if stage.judged_by == "context" and self.model.context is None:
+            raise ValueError(
+                f"{stage.name} trains pairwise networks, but the model has none. Build it with context={{}}."
+            )
         if self.config.patience and val_loader is None:
             raise ValueError("`patience` counts validations: give a `val_loader`.")
         if resume and self.output_dir is None:

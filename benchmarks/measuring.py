@@ -1,0 +1,65 @@
+"""What the benchmarks share: peak memory in a process of its own, and what a result was measured on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from piecewise_training import __version__
+
+
+def peak_beyond(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> float:
+    """Bytes that a call needs beyond what its process had before, measured in a fresh one.
+
+    Args:
+        prepare: gives the call; a function of a module, so that another process can import it.
+        *arguments: of `prepare`.
+    """
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    worker = context.Process(target=_measure_peak, args=(send, prepare, *arguments))
+    worker.start()
+    peak = receive.recv()
+    worker.join()
+    return float(peak)
+
+
+def _measure_peak(send: Any, prepare: Callable[..., Callable[[], object]], *arguments: Any) -> None:
+    call = prepare(*arguments)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    call()
+    status = Path("/proc/self/status").read_text()
+    send.send(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 - before)
+
+
+def surroundings() -> dict[str, Any]:
+    """Machine, versions, commit and day of a measurement."""
+    return {
+        "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
+        "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "commit": subprocess.getoutput("git rev-parse HEAD"),
+        "date": date.today().isoformat(),
+    }
+
+
+def write_report(path: Path, report: dict[str, Any], table: str) -> None:
+    """Writes the numbers as JSON, and the table beside them as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".txt").write_text(table + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
