@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from piecewise_training.dataset import Classes, normalise
 from piecewise_training.model import PiecewiseTrainedModel
-from piecewise_training.networks import vgg
+from piecewise_training.networks import ContextualCRF, Relation, vgg
 
 
 class Blocks(nn.Module):
@@ -192,3 +194,123 @@ def test_network_of_another_number_of_classes() -> None:
     model = PiecewiseTrainedModel(4, unary=Blocks(3))
     with pytest.raises(ValueError, match=r"`unary` must return 4 score maps .*; it returned \(1, 3, 4, 4\) float32"):
         model(torch.zeros(1, 3, 20, 20))
+
+
+class WithFeatures(nn.Module):
+    """Somebody's own network that shows its feature map."""
+
+    def __init__(self, num_classes: int = 3, channels: int = 5) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, channels, 8, stride=8)
+        self.score = nn.Conv2d(channels, num_classes, 1)
+
+    def feature_map(self, image: torch.Tensor) -> torch.Tensor:
+        return self.trunk(image)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.score(self.feature_map(image))
+
+
+def contextual_model(**options: Any) -> PiecewiseTrainedModel:
+    """One whose pairwise networks are not those that change nothing."""
+    relations = [Relation("surrounding", box=1.0, hidden=4), Relation("above_below", box=1.0, hidden=4)]
+    context = ContextualCRF(5, 3, relations)
+    for net in context.nets:
+        nn.init.normal_(net.scores.weight, std=3.0)
+    return PiecewiseTrainedModel(3, 2, unary=WithFeatures(), context=context, **options).eval()
+
+
+def test_context_works_on_the_nodes_and_the_crf_on_its_marginals() -> None:
+    model, image = contextual_model(), torch.randn(2, 3, 40, 48)
+    network: Any = model.unary
+    assert model.context is not None
+    assert model.crf is not None
+    logits, log_q = model(image)
+    assert log_q is not None
+    features = network.feature_map(image)
+    torch.testing.assert_close(logits, nn.functional.interpolate(network.score(features), (40, 48), mode="bilinear"))
+    marginals = model.context(network.score(features), features)
+    scores = nn.functional.interpolate(marginals, (40, 48), mode="bilinear")
+    torch.testing.assert_close(log_q, model.crf(scores, model.to_grey_levels(image)))
+    assert not torch.allclose(log_q, model.crf(logits, model.to_grey_levels(image)), atol=1e-2)
+    assert model(image, apply_crf=False)[1] is None
+
+
+def test_context_without_dense_crf() -> None:
+    model, image = contextual_model(use_crf=False), torch.randn(1, 3, 40, 48)
+    _, log_q = model(image)
+    assert log_q is not None
+    torch.testing.assert_close(log_q.exp().sum(1), torch.ones(1, 40, 48))
+    torch.testing.assert_close(log_q, model.contextual(image, model.score_nodes(image)).log_softmax(1))  # type: ignore[union-attr]
+
+
+def test_gradient_reaches_the_pairwise_networks() -> None:
+    model = contextual_model().train()
+    _, log_q = model(torch.randn(1, 3, 40, 48))
+    nn.functional.nll_loss(log_q, torch.randint(0, 3, (1, 40, 48))).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, image = contextual_model(), torch.randn(1, 3, 40, 48)
+    model.save(tmp_path / "own.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "own.safetensors", unary=WithFeatures())
+    assert torch.equal(loaded(image)[1], model(image)[1])
+    named = PiecewiseTrainedModel(
+        3,
+        2,
+        unary="mobilenetv3_small_050",
+        pretrained=False,
+        featmap={"scales": (1.0, 0.5), "widths": (6,)},
+        context={"relations": [Relation("above_below", samples=None, hidden=7, symmetric=True)], "iterations": 2},
+    ).eval()
+    assert named.context is not None
+    nn.init.normal_(named.context.nets[0].scores.weight)
+    named.save(tmp_path / "named.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "named.safetensors")
+    assert torch.equal(loaded(image)[1], named(image)[1])
+    assert loaded.context is not None
+    assert (loaded.context.relations, loaded.context.iterations) == (named.context.relations, 2)
+
+
+@pytest.mark.parametrize("name", ["largefov_vgg16", "mobilenetv3_small_050"])
+def test_networks_that_show_their_feature_map(name: str) -> None:
+    model = PiecewiseTrainedModel(3, 1, unary=name, pretrained=False, context={}).eval()
+    image = torch.randn(1, 3, 40, 48)
+    with torch.inference_mode():
+        logits, log_q = model(image)
+        plain = nn.functional.interpolate(model.unary(image), (40, 48), mode="bilinear")
+    assert log_q is not None
+    torch.testing.assert_close(logits, plain)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: PiecewiseTrainedModel(3, unary=Blocks(3), context={}),
+            "a Blocks has no methods `feature_map` and `score`. Take a FeatMap-Net, or give the network these two",
+        ),
+        (
+            lambda: PiecewiseTrainedModel(3, unary=WithFeatures(), context={}),
+            "`context` needs `channels`, those of the feature map, for a network of one's own",
+        ),
+        (
+            lambda: PiecewiseTrainedModel(4, unary=WithFeatures(4), context=ContextualCRF(5, 3)),
+            "`context` must have 4 classes; it has 3",
+        ),
+        (
+            lambda: PiecewiseTrainedModel(
+                3, unary="mobilenetv3_small_050", pretrained=False, featmap={}, context=ContextualCRF(5, 3)
+            ),
+            "`context` must take the network's 1152 channels; it takes 5",
+        ),
+        (
+            lambda: PiecewiseTrainedModel(3, unary=Blocks(3), featmap={}),
+            "`featmap` needs the name of a trunk as `unary`; got a module",
+        ),
+    ],
+)
+def test_contexts_that_do_not_fit(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -10,9 +12,11 @@ from torch import nn
 
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model, crf_values
-from piecewise_training.config import KernelConfig, ModelConfig
+from piecewise_training.config import FeatMapConfig, KernelConfig, ModelConfig
 from piecewise_training.dataset import Classes
 from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.networks import FeatMapNet, Relation, build_unary
+from piecewise_training.trainer import plan
 
 SMALL = {"unary": "mobilenetv3_small_050", "pretrained": False}
 
@@ -54,3 +58,32 @@ def test_kernels_from_yaml(tmp_path: Path) -> None:
     parsed = parser.parse_args(["train", "--config", str(tmp_path / "kernels.yaml")])
     found = parser.instantiate(parsed).train.model.crf_kernels
     assert found == [KernelConfig(xy_std=2.0), KernelConfig(30.0, 4.0, 1.5, "class")]
+
+
+def test_context_from_yaml() -> None:
+    """The shipped configuration, with a trunk that needs no file."""
+    path = Path(__file__).parents[2] / "configs" / "camvid_context_lite0.yaml"
+    parser = build_parser()
+    flags = ["--model.unary", "mobilenetv3_small_050", "--model.pretrained", "false", "--model.featmap.widths", "[6]"]
+    config = parser.instantiate(parser.parse_args(["train", "--config", str(path), *flags])).train.model
+    model = build_model(config, Classes.numbered(3), seed=0).eval()
+    network: Any = model.unary
+    assert (network.scales, network.pooling, network.channels) == ((1.2, 0.8, 0.4), (5, 9), 54)
+    assert model.context is not None
+    assert model.context.relations == (Relation("surrounding"), Relation("above_below"))
+    assert (model.context.channels, model.context.iterations) == (54, 3)
+    log_q = model(torch.randn(1, 3, 40, 48))[1]
+    assert log_q is not None
+    torch.testing.assert_close(log_q.exp().sum(1), torch.ones(1, 40, 48))
+
+
+def test_papers_configuration() -> None:
+    path = Path(__file__).parents[2] / "configs" / "voc2012_context_vgg16.yaml"
+    parser = build_parser()
+    config = parser.instantiate(parser.parse_args(["train", "--config", str(path)])).train
+    assert plan(config.training, context=True)[1].name == "stage2_context"
+    assert config.model.featmap == FeatMapConfig(widths=(4096, 512, 512))
+    with torch.device("meta"):  # 340 million parameters
+        network = build_unary("vgg16", 21, pretrained=False, featmap=dataclasses.asdict(config.model.featmap))
+    assert isinstance(network, FeatMapNet)
+    assert network.channels == 3 * 3 * 512

@@ -59,6 +59,30 @@ def test_tables(run: Path) -> None:
     assert sum(int(row["pixels"]) for row in classes) == 5 * 32 * 48
 
 
+def test_with_context(tmp_path: Path) -> None:
+    """Training, evaluation and prediction with a contextual CRF."""
+    context = [
+        "--model.featmap", "{scales: [1.0, 0.5], widths: [8], hidden: 8}",
+        "--model.context", "{relations: [{name: above_below, hidden: 8}]}", "--training.context_epochs", "1",
+    ]  # fmt: skip
+    assert main(["train", *TINY, *context, "--output", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "metrics_summary.csv").open() as file:
+        rows = [row["model"] for row in csv.DictReader(file)]
+    assert rows == [
+        "unary alone", "+ CRF, default", "+ context", "+ CRF, learned", "joint, unary", "joint, + context",
+        "joint, + CRF",
+    ]  # fmt: skip
+    assert (tmp_path / "run" / "checkpoints" / "stage2_context" / "history.json").is_file()
+    assert "context_above_below_w 1.00 -> " in (tmp_path / "run" / "metrics_summary.txt").read_text()
+    model = PiecewiseTrainedModel.load(tmp_path / "run")
+    assert model.context is not None
+    assert main(["evaluate", "--model", str(tmp_path / "run"), "--output", str(tmp_path / "evaluation")]) == 0
+    with (tmp_path / "evaluation" / "metrics_summary.csv").open() as file:
+        again = [row["model"] for row in csv.DictReader(file)]
+    assert again == ["unary alone", "+ context", "+ CRF"]
+    assert main(["train", *TINY, *context, "--output", str(tmp_path / "run"), "--resume"]) == 0
+
+
 def test_both_files_hold_the_model(run: Path) -> None:
     model = PiecewiseTrainedModel.load(run)
     state = torch.load(run / "piecewise_model_final.pth", weights_only=True)

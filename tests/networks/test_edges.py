@@ -56,6 +56,12 @@ def test_five_by_five_samples_have_24_neighbours_inside() -> None:
     assert int((start == 20 * 41 + 20).sum()) == 24
 
 
+def test_what_prediction_made_serves_training() -> None:
+    with torch.inference_mode():
+        edges = relation_edges("surrounding", 3, 17)
+    assert not edges.is_inference()
+
+
 def test_is_kept() -> None:
     assert relation_edges("surrounding", 6, 7) is relation_edges("surrounding", 6, 7)
 

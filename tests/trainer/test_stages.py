@@ -38,3 +38,28 @@ def test_errors() -> None:
         plan(TrainConfig(stage1_epochs=-1))
     with pytest.raises(ValueError, match="`strategy` must be piecewise, joint or independent; got 'other'"):
         plan(TrainConfig(strategy="other"))  # type: ignore[arg-type]
+
+
+def test_pairwise_networks_are_trained_after_the_network() -> None:
+    stages = plan(TrainConfig(stage1_epochs=5, context_epochs=4, stage2_epochs=3, stage3_epochs=2), context=True)
+    trained = [(s.name, s.epochs, s.trains_unary, s.trains_context, s.trains_crf) for s in stages]
+    assert trained == [
+        ("stage1", 5, True, False, False),
+        ("stage2_context", 4, False, True, False),
+        ("stage2", 3, False, False, True),
+        ("stage3", 2, True, True, True),
+    ]
+    assert [s.judged_by for s in stages] == ["unary", "context", "crf", "crf"]
+    assert [s.context_weight for s in stages] == [0, 1, 0, 0.5]
+    assert (stages[1].unary_weight, stages[1].crf_weight) == (0, 0)
+
+
+def test_pairwise_networks_are_trained_together_with_the_network() -> None:
+    config = TrainConfig(strategy="independent", context_training="together")
+    first, second = plan(config, context=True)
+    assert (first.name, first.title, first.trains_unary, first.trains_context) == (
+        "stage1", "unary and pairwise CNNs", True, True,
+    )  # fmt: skip
+    assert (first.unary_weight, first.context_weight, first.crf_weight, first.judged_by) == (1, 1, 0, "unary")
+    assert second.name == "stage2"
+    assert [s.name for s in plan(TrainConfig(strategy="joint"), context=True)] == ["stage3"]

@@ -89,9 +89,14 @@ def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:
 
 
 def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:
-    """The CRF's weights and bandwidths by name, in pixels and grey levels."""
+    """The CRFs' weights and bandwidths by name, in pixels and grey levels; a relation's weight is relative."""
     assert model.crf is not None
-    return {name: float(value.detach()) for name, value in model.crf.kernel_parameters().items()}
+    values = {name: float(value.detach()) for name, value in model.crf.kernel_parameters().items()}
+    if model.context is not None:
+        factors = model.context.log_factors.detach().exp().tolist()
+        names = [f"context_{relation.name}_w" for relation in model.context.relations]
+        values |= dict(zip(names, factors, strict=True))
+    return values
 
 
 def notes(model: PiecewiseTrainedModel, start: Mapping[str, float], seconds: Mapping[str, float]) -> list[str]:

@@ -62,7 +62,8 @@ def _edges(relation: RelationName, height: int, width: int, box: float, samples:
     edges = [
         _shifted(height, width, dy, dx) for dy in down for dx in _steps(-half, half, samples) if (dy, dx) != (0, 0)
     ]
-    return torch.from_numpy(np.concatenate(edges, 1))
+    with torch.inference_mode(False):  # what is kept must serve training as well
+        return torch.from_numpy(np.concatenate(edges, 1))
 
 
 def _steps(first: int, last: int, samples: int | None) -> list[int]:

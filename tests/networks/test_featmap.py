@@ -1,0 +1,125 @@
+"""FeatMap-Net: its parts, each of which can be left out, sizes of every kind, and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models import vgg16
+
+from piecewise_training.networks import FeatMapNet, build_unary
+from piecewise_training.networks.featmap import _of_vgg
+
+TRUNK = "mobilenetv3_small_050"
+
+
+def small(**options: Any) -> FeatMapNet:
+    return FeatMapNet(TRUNK, 3, pretrained=False, **({"widths": (6,), "hidden": 8} | options)).eval()
+
+
+def test_feature_map_is_the_papers() -> None:
+    """Trunk, block and both poolings of each scale, enlarged to the largest and put together."""
+    net = small()
+    image = torch.randn(2, 3, 70, 100)
+    expected = []
+    for scale, block in zip((1.2, 0.8, 0.4), net.blocks, strict=True):
+        size = (round(70 * scale), round(100 * scale))
+        resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
+        deepest = block(net.backbone(resized)[-1])
+        padded = [functional.pad(deepest, 4 * [r], value=-torch.inf) for r in (2, 4)]
+        pooled = [
+            values.unfold(2, side, 1).unfold(3, side, 1).amax((4, 5))
+            for values, side in zip(padded, (5, 9), strict=True)
+        ]
+        whole = torch.cat([deepest, *pooled], 1)
+        expected.append(functional.interpolate(whole, (6, 8), mode="bilinear"))
+    features = net.feature_map(image)
+    assert features.shape == (2, net.channels, 6, 8)
+    assert net.channels == 6 * 3 * 3
+    torch.testing.assert_close(features, torch.cat(expected, 1))
+    torch.testing.assert_close(net(image), net.score(features))
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "size"),
+    [
+        ({"scales": (1.0,), "pooling": ()}, 6, (4, 7)),
+        ({"scales": (1.0,)}, 18, (4, 7)),
+        ({"pooling": ()}, 18, (5, 8)),
+        ({"scales": (0.4, 1.2)}, 36, (5, 8)),
+        ({"widths": (4, 5), "pooling": (3,), "scales": (1.0,)}, 10, (4, 7)),
+    ],
+)
+def test_each_part_can_be_left_out(options: dict[str, Any], channels: int, size: tuple[int, int]) -> None:
+    net = small(**options)
+    image = torch.zeros(1, 3, 64, 100)
+    assert net.channels == channels
+    assert net.feature_map(image).shape == (1, channels, *size)
+    assert net(image).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 33), (40, 200)])
+def test_images_of_any_size(height: int, width: int) -> None:
+    scores = small()(torch.randn(1, 3, height, width))
+    assert scores.shape == (1, 3, -(-round(1.2 * height) // 16), -(-round(1.2 * width) // 16))
+
+
+def test_scales_share_the_trunk_and_not_the_block() -> None:
+    net = small().train()
+    calls: list[torch.Size] = []
+    net.backbone.register_forward_hook(lambda module, inputs, _: calls.append(inputs[0].shape))
+    net(torch.randn(2, 3, 80, 80))
+    assert [tuple(shape[2:]) for shape in calls] == [(96, 96), (64, 64), (32, 32)]
+    assert len({id(block) for block in net.blocks}) == 3
+
+
+def test_vgg_block_computes_what_vgg_does_with_holes() -> None:
+    """With torchvision's weights, fc6 of every block is VGG's fc6, whose places lie two apart at stride 16."""
+    torch.manual_seed(1)
+    published = vgg16(weights=None).state_dict()
+    net = FeatMapNet("vgg16", 3, scales=(1.0, 0.5), pooling=(), widths=(1024, 8), pretrained=False).eval()
+    missing, unexpected = net.load_state_dict(_of_vgg(published, 2, 1024), strict=False)
+    assert not unexpected
+    assert {name.rsplit(".", 2)[0] for name in missing} <= {"blocks.0.3", "blocks.1.3", "score.0", "score"}
+    features = net.backbone(torch.randn(1, 3, 240, 240))
+    assert features.shape == (1, 512, 15, 15)
+    fc6 = published["classifier.0.weight"].reshape(4096, 512, 7, 7)
+    spread = functional.conv2d(features[:, :, 1:14:2, 1:14:2], fc6[::4], published["classifier.0.bias"][::4])
+    for block in net.blocks:
+        torch.testing.assert_close(block[0](features)[:, :, 7, 7], spread[:, :, 0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_vgg_has_stride_16() -> None:
+    net = build_unary("vgg16", 3, pretrained=False, featmap={"widths": (8, 4), "scales": (1.0,), "pooling": (5,)})
+    assert isinstance(net, FeatMapNet)
+    assert [m.stride for m in net.backbone if isinstance(m, nn.MaxPool2d)] == [2, 2, 2, 2, 1]
+    assert net.eval()(torch.zeros(1, 3, 64, 80)).shape == (1, 3, 4, 5)
+
+
+def test_local_weights(lite0_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "piecewise_training"):
+        FeatMapNet("tf_efficientnet_lite0", 11, pretrained=lite0_weights)
+    assert "missing: none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: small(scales=()), r"`scales` must be one or more numbers above 0; got \[\]"),
+        (lambda: small(scales=(1.0, -1.0)), r"`scales` must be one or more numbers above 0; got \[1.0, -1.0\]"),
+        (lambda: small(pooling=(4,)), r"`pooling` must be odd sides of squares; got \[4\]"),
+        (lambda: small(widths=()), r"`widths` must be one or more numbers of channels; got \[\]"),
+        (lambda: FeatMapNet("resnet81", 3, pretrained=False), "got 'resnet81'. Did you mean .*resnet"),
+        (
+            lambda: build_unary("fcn8s_vgg16", 3, featmap={}),
+            "`featmap` builds on a trunk: `unary` must be vgg16 or a timm backbone; got 'fcn8s_vgg16'",
+        ),
+    ],
+)
+def test_errors(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
