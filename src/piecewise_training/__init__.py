@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "ContextualCRF": "networks",
     "DenseCRF": "crf",
     "PiecewiseTrainedModel": "model",
     "PiecewiseTrainer": "trainer",
@@ -21,6 +22,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ContextualCRF",
     "DenseCRF",
     "PiecewiseTrainedModel",
     "PiecewiseTrainer",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from piecewise_training.dataset import SegmentationDataset
     from piecewise_training.metrics import SegmentationMetrics
     from piecewise_training.model import PiecewiseTrainedModel
+    from piecewise_training.networks import ContextualCRF
     from piecewise_training.trainer import PiecewiseTrainer
 
 
