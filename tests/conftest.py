@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,23 @@ import torch
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--device cuda runs the tests of Triton's kernels on a GPU, and not in Triton's interpreter."""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton reads this when it is imported, which happens later."""
+    if config.getoption("--device") == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where Triton's kernels run."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ def test_vertices_surround_their_point() -> None:
     coordinates, weights = _reference._enclosing_simplex(features)
     full = torch.cat([coordinates, -coordinates.sum(2, keepdim=True)], 2).double()
     position = (weights[:, :, None] * full).sum(1)
-    torch.testing.assert_close(position, features @ _reference._elevation(3))
+    torch.testing.assert_close(position, features @ _reference.elevation(3))
 
 
 def test_neighbours_are_mutual() -> None:

@@ -29,7 +29,7 @@ def test_feature_map_is_the_papers() -> None:
     for scale, block in zip((1.2, 0.8, 0.4), net.blocks, strict=True):
         size = (round(70 * scale), round(100 * scale))
         resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
-        deepest = block(net.backbone(resized)[-1])
+        deepest = block(net.backbone(resized)[-1])  # whose statistics are those of a new network at every scale
         padded = [functional.pad(deepest, 4 * [r], value=-torch.inf) for r in (2, 4)]
         pooled = [
             values.unfold(2, side, 1).unfold(3, side, 1).amax((4, 5))
@@ -75,6 +75,29 @@ def test_scales_share_the_trunk_and_not_the_block() -> None:
     net(torch.randn(2, 3, 80, 80))
     assert [tuple(shape[2:]) for shape in calls] == [(96, 96), (64, 64), (32, 32)]
     assert len({id(block) for block in net.blocks}) == 3
+
+
+def test_running_statistics_of_each_scale() -> None:
+    """What each scale sees in evaluation are the statistics of its own images, as in training."""
+    net = small(scales=(1.0, 0.5)).train()
+    first = next(m for m in net.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    first.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0].mean((0, 2, 3))))
+    image = torch.randn(2, 3, 64, 64)
+    net(image)
+    means = [
+        state
+        for name, state in net.state_dict().items()
+        if name.endswith("bn1.running_mean") or "bn1-running_mean" in name
+    ]
+    own = [m for m in means if len(m) == len(seen[0])]
+    momentum = first.momentum
+    assert momentum is not None
+    assert any(torch.allclose(m, momentum * seen[0], atol=1e-6) for m in own)
+    assert any(torch.allclose(m, momentum * seen[1], atol=1e-6) for m in own)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+    weights = [name for name, _ in net.named_parameters() if "statistics" in name]
+    assert not weights
 
 
 def test_vgg_block_computes_what_vgg_does_with_holes() -> None:

@@ -147,7 +147,7 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor]:
     """Coordinates (n, v, d) of the vertices around each point, and the point's barycentric weights (n, v)."""
     n, d = features.shape
     size = d + 1
-    position = features @ _elevation(d).to(features)
+    position = features @ elevation(d).to(features)
     remainder_0 = torch.round(position / size)  # the nearest vertex whose coordinates are multiples of d + 1
     offset = position - remainder_0 * size
     rank = offset.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -168,7 +168,7 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor]:
     return coordinates[:, :, :d], weights[:, :size]
 
 
-def _elevation(d: int) -> Tensor:
+def elevation(d: int) -> Tensor:
     """The (d, d + 1) map into the hyperplane of zero sum, scaled so that the blur has unit variance."""
     matrix = torch.zeros(d, d + 1, dtype=torch.float64)
     for i in range(d):

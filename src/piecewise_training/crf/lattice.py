@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training import checks
-from piecewise_training.crf._reference import Normalized
+from piecewise_training.crf._reference import Normalized, Tables
 from piecewise_training.crf.separable import SeparableOperator
 
 _FARTHEST = 1e6  # up to here single precision places a point well within its simplex
 
-Backend = Literal["auto", "numba", "reference", "exact"]
+Backend = Literal["auto", "numba", "triton", "reference", "exact"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class PermutohedralLattice:
         vertices: the vertices of each simplex, v = d + 1.
         weights: each point's barycentric weight at the vertices of its simplex; at least 0, sum 1.
         neighbours: for each blur axis the vertices before and after each of the m vertices; m where there is none.
-        backend: "numba" or "reference", whose kernels filter.
+        backend: "numba", "triton" or "reference", whose kernels filter.
 
     Example:
         >>> lattice = PermutohedralLattice.build(torch.rand(1, 5, 100))[0]
@@ -46,7 +49,7 @@ class PermutohedralLattice:
     vertices: Int[Tensor, "s v"]
     weights: Float[Tensor, "n v"]
     neighbours: Int[Tensor, "v 2 m"]
-    backend: Literal["numba", "reference"]
+    backend: Literal["numba", "triton", "reference"]
 
     @classmethod
     def build(
@@ -83,26 +86,41 @@ class PermutohedralLattice:
         return [cls(s, v, w, n, name) for s, v, w, n in tables]
 
 
+class _Tables(tuple[Tables, ...]):
+    """The lattices of a batch, and what a backend derives from them and wants to find again."""
+
+    derived: Any = None
+
+
 class LatticeOperator:
     """The Gaussians of a batch as lattices, one for each image."""
 
     def __init__(self, lattices: Sequence[PermutohedralLattice]) -> None:
         self.lattices = lattices
         self._kernels = _kernels(lattices[0].backend)
-        self._tables = [(one.simplices, one.vertices, one.weights, one.neighbours) for one in lattices]
+        self._tables = _Tables((one.simplices, one.vertices, one.weights, one.neighbours) for one in lattices)
 
     @property
     def infers(self) -> bool:
         """Whether `infer` is there for lattices of this kind."""
         one = self.lattices[0]
-        return one.backend == "numba" and one.weights.dtype == torch.float32
+        return one.backend in ("numba", "triton") and one.weights.dtype == torch.float32
+
+    @property
+    def watches(self) -> bool:
+        """Whether `watch` is there, too."""
+        return self.infers and self.lattices[0].backend == "numba"
+
+    def goes_with(self, other: LatticeOperator) -> bool:
+        """Whether both can be worked on together."""
+        return self.lattices[0].backend == other.lattices[0].backend
 
     def normalized(self, before: Tensor | None, after: Tensor | None) -> Normalized:
         """The filter between two factors, as `infer` takes it."""
         return Normalized(self._tables, before, after)
 
-    @staticmethod
     def infer(
+        self,
         terms: Sequence[Normalized],
         mixtures: Sequence[Tensor],
         logits: Float[Tensor, "b k n"],
@@ -112,10 +130,10 @@ class LatticeOperator:
         keep: bool,
     ) -> tuple[Float[Tensor, "b k n"], Any]:
         """Mean field with all terms in one pass over the pixels, and what its gradients need, if it is to be kept."""
-        return _kernels("numba").mean_field(terms, mixtures, logits, iterations, grid, logarithm, keep)
+        return self._kernels.mean_field(terms, mixtures, logits, iterations, grid, logarithm, keep)
 
-    @staticmethod
     def watch(
+        self,
         terms: Sequence[Normalized],
         mixtures: Sequence[Tensor],
         logits: Float[Tensor, "b k n"],
@@ -125,14 +143,13 @@ class LatticeOperator:
         how: tuple[float, float, bool],
     ) -> tuple[Float[Tensor, "b k n"], list[tuple[list[float], list[float]]]]:
         """Mean field that is damped or stops early, and the divergences and changes of each image."""
-        return _kernels("numba").watched_mean_field(terms, mixtures, logits, iterations, grid, logarithm, how)
+        return self._kernels.watched_mean_field(terms, mixtures, logits, iterations, grid, logarithm, how)
 
-    @staticmethod
     def infer_gradients(
-        kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[Tensor | None]
+        self, kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[list[Tensor | None]]]:
         """The gradients to the logits, and for each term to its mixture, its factors and its bandwidths."""
-        return _kernels("numba").mean_field_gradients(kept, log_q, gradient, features)
+        return self._kernels.mean_field_gradients(kept, log_q, gradient, features)
 
     def normalizer(self, symmetric: bool) -> Float[Tensor, "b 1 n"]:
         """One over what the filter makes of ones, or over its root."""
@@ -194,23 +211,38 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], bac
     return LatticeOperator(PermutohedralLattice.build(features, bandwidths, backend))
 
 
-def resolve(backend: Backend, device: torch.device) -> Literal["numba", "reference", "exact"]:
-    """The backend that "auto" stands for on a device: Numba on the CPU, plain torch elsewhere.
+def resolve(backend: Backend, device: torch.device) -> Literal["numba", "triton", "reference", "exact"]:
+    """The backend that "auto" stands for on a device: Numba on the CPU, Triton on a GPU, and else plain torch.
 
     Raises:
-        ValueError: the name is unknown, or Numba is asked for on a device other than the CPU.
+        ValueError: the name is unknown, or the backend does not run on the device.
 
     Example:
         >>> resolve("auto", torch.device("cpu"))
         'numba'
     """
-    if backend not in ("auto", "numba", "reference", "exact"):
-        raise ValueError(f"`backend` must be auto, numba, reference or exact; got {checks.describe(backend)}.")
+    if backend not in ("auto", "numba", "triton", "reference", "exact"):
+        raise ValueError(f"`backend` must be auto, numba, triton, reference or exact; got {checks.describe(backend)}.")
     if backend == "auto":
-        return "numba" if device.type == "cpu" else "reference"
+        return "numba" if device.type == "cpu" else "triton" if device.type == "cuda" and has_triton() else "reference"
     if backend == "numba" and device.type != "cpu":
         raise ValueError(f"`backend` 'numba' runs on the CPU; the tensors are on {device}. Use 'auto'.")
+    if backend == "triton" and not has_triton():
+        raise ValueError("`backend` 'triton' needs the package triton, which is not installed. Use 'auto'.")
+    if backend == "triton" and device.type != "cuda" and not _interprets():
+        raise ValueError(f"`backend` 'triton' runs on a GPU; the tensors are on {device}. Use 'auto'.")
     return backend
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; torch brings it along where there are GPUs for it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interprets() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU, as tests do."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _extent(features: Tensor) -> Tensor:

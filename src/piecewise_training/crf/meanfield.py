@@ -121,13 +121,13 @@ def mean_field(
     flat = logits.flatten(2) if logits.dtype == torch.float64 else logits.flatten(2).float()
     watched = tolerance > 0 or damping > 0 or convergence is not None
     learning = torch.is_grad_enabled() and (logits.requires_grad or any(term.learned for term in terms))
-    fuses = bool(terms) and all(_fuses(term, flat) for term in terms)
+    together = _together(terms, flat)
     grid = (math.prod(logits.shape[2:-1]), logits.shape[-1])
     with torch.autocast(logits.device.type, enabled=False):  # messages need single precision
-        if fuses and not watched:
-            found = _infer(flat, terms, iterations, grid, logarithm, learning)
-        elif fuses and not learning:
-            found = _watch(flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
+        if together and not watched:
+            found = _infer(together, flat, terms, iterations, grid, logarithm, learning)
+        elif together and together.watches and not learning:
+            found = _watch(together, flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
         else:
             log_q = _unroll(flat, terms, iterations, tolerance, damping, convergence)
             found = log_q if logarithm else log_q.exp()
@@ -167,6 +167,7 @@ def _unroll(
 
 
 def _watch(
+    operator: LatticeOperator,
     logits: Tensor,
     terms: Sequence[PairwiseTerm],
     iterations: int,
@@ -178,7 +179,7 @@ def _watch(
     """Marginals by the backend's own pass, damped or watched."""
     mixtures = [term.mixture(logits) for term in terms]
     given = (*how, convergence is not None)
-    found, courses = LatticeOperator.watch(_filters(terms), mixtures, logits, iterations, grid, logarithm, given)
+    found, courses = operator.watch(_filters(terms), mixtures, logits, iterations, grid, logarithm, given)
     if convergence is not None:
         longest = max(len(change) for _, change in courses)
         for step in range(longest):
@@ -232,14 +233,19 @@ def _divergence(log_q: Tensor, logits: Tensor, messages: Tensor) -> Tensor:
         return (log_q.exp() * (log_q - logits - 0.5 * messages)).double().sum((1, 2))
 
 
-def _fuses(term: PairwiseTerm, logits: Tensor) -> bool:
-    """Whether a term can be one of those that are worked on together."""
-    operator, features = term.kernel.operator, term.kernel.features
-    known = isinstance(operator, LatticeOperator) and operator.infers and logits.dtype == torch.float32
-    return known and (features is None or not features.requires_grad)
+def _together(terms: Sequence[PairwiseTerm], logits: Tensor) -> LatticeOperator | None:
+    """The operator whose backend works on all terms together; None where there is none."""
+    operators = [term.kernel.operator for term in terms if isinstance(term.kernel.operator, LatticeOperator)]
+    features = [term.kernel.features for term in terms if term.kernel.features is not None]
+    if not terms or len(operators) < len(terms) or logits.dtype != torch.float32:
+        return None
+    first = operators[0]
+    known = all(operator.infers and operator.goes_with(first) for operator in operators)
+    return first if known and not any(f.requires_grad for f in features) else None
 
 
 def _infer(
+    operator: LatticeOperator,
     logits: Tensor,
     terms: Sequence[PairwiseTerm],
     iterations: int,
@@ -250,13 +256,13 @@ def _infer(
     """Mean field in the backend's own pass, with its gradients if any is needed."""
     mixtures = [term.mixture(logits) for term in terms]
     if not learning:
-        return LatticeOperator.infer(_filters(terms), mixtures, logits, iterations, grid, logarithm, False)[0]
+        return operator.infer(_filters(terms), mixtures, logits, iterations, grid, logarithm, False)[0]
     parts = [
         part
         for term, mixture in zip(terms, mixtures, strict=True)
         for part in (mixture, term.kernel.before, term.kernel.after, term.kernel.bandwidths)
     ]
-    log_q: Tensor = _Inference.apply(logits, terms, iterations, grid, *parts)
+    log_q: Tensor = _Inference.apply(logits, operator, terms, iterations, grid, *parts)
     return log_q if logarithm else log_q.exp()
 
 
@@ -275,14 +281,15 @@ class _Inference(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: Tensor,
+        operator: LatticeOperator,
         terms: Sequence[PairwiseTerm],
         iterations: int,
         grid: tuple[int, int],
         *parts: Tensor | None,
     ) -> Tensor:
         mixtures = [mixture for mixture in parts[::4] if mixture is not None]
-        log_q, ctx.kept = LatticeOperator.infer(_filters(terms), mixtures, logits, iterations, grid, True, True)
-        ctx.terms = terms
+        log_q, ctx.kept = operator.infer(_filters(terms), mixtures, logits, iterations, grid, True, True)
+        ctx.operator, ctx.terms = operator, terms
         ctx.save_for_backward(log_q, *parts)
         return log_q
 
@@ -295,13 +302,13 @@ class _Inference(torch.autograd.Function):
             None if kernel.features is None else centred(kernel.features.detach(), bandwidths)
             for kernel, bandwidths in zip(kernels, parts[3::4], strict=True)
         ]
-        to_logits, slopes = LatticeOperator.infer_gradients(ctx.kept, log_q, gradient, features)
+        to_logits, slopes = ctx.operator.infer_gradients(ctx.kept, log_q, gradient, features)
         found: list[Tensor | None] = []
         for place, (products, before, after, spread) in enumerate(slopes):
             own = parts[4 * place : 4 * place + 4]
             found += [_like_mixture(products, own[0]), _like_factor(before, own[1]), _like_factor(after, own[2])]
             found.append(None if spread is None else (spread / own[3]).to(own[3]))
-        return to_logits, None, None, None, *found
+        return to_logits, None, None, None, None, *found
 
 
 def _like_mixture(products: Tensor | None, mixture: Tensor) -> Tensor | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from piecewise_training.networks import backbones, vgg
@@ -25,7 +27,8 @@ class FeatMapNet(nn.Module):
     one scale of 1 and no pooling it is the plain network that the paper compares with.
 
     On VGG-16 the first convolution of a block is fc6, which sees the pooled map through holes as it does in VGG. Batch
-    normalisation in the blocks and the head, and all widths, are our choice.
+    normalisation in the blocks and the head, and all widths, are our choice. A trunk with batch normalisation, which
+    the paper's has not, shares its weights between the scales and keeps running statistics for each.
 
     Args:
         trunk: "vgg16" or any convolutional timm backbone.
@@ -82,6 +85,7 @@ class FeatMapNet(nn.Module):
             initialise(self, pretrained, vgg.fetch_vgg16, lambda state: _of_vgg(state, len(scales), widths[0]))
         else:
             backbones.initialise_backbone(self.backbone, trunk, pretrained)
+        self.statistics = nn.ModuleList(_Statistics(self.backbone) for _ in scales[1:])
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k y x"]:
         """Score maps at a 16th of the resolution, times the largest scale."""
@@ -89,16 +93,31 @@ class FeatMapNet(nn.Module):
 
     def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
         """The feature map, whose places are the nodes of the contextual CRF."""
-        maps = [self._of_scale(image, scale, block) for scale, block in zip(self.scales, self.blocks, strict=True)]
+        maps = [self._of_scale(image, place) for place in range(len(self.scales))]
         largest = max((m.shape[2:] for m in maps), key=lambda size: size[0] * size[1])
         return torch.cat([_resized(m, largest) for m in maps], 1)
 
-    def _of_scale(self, image: Tensor, scale: float, block: nn.Module) -> Tensor:
-        height, width = (max(1, round(side * scale)) for side in image.shape[2:])
-        maps = self.backbone(_resized(image, (height, width), antialias=True))
-        deepest = block(maps if isinstance(maps, Tensor) else maps[-1])
+    def _of_scale(self, image: Tensor, place: int) -> Tensor:
+        height, width = (max(1, round(side * self.scales[place])) for side in image.shape[2:])
+        statistics = cast(_Statistics, self.statistics[place - 1]).by_name() if place else {}
+        maps = functional_call(self.backbone, statistics, _resized(image, (height, width), antialias=True))
+        deepest = self.blocks[place](maps if isinstance(maps, Tensor) else maps[-1])
         pooled = (functional.max_pool2d(deepest, side, 1, side // 2) for side in self.pooling)
         return torch.cat([deepest, *pooled], 1)
+
+
+class _Statistics(nn.Module):
+    """The trunk's running statistics for one more scale: those of a small image are not those of a large one."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self._names = [name for name, _ in trunk.named_buffers()]
+        for name, buffer in trunk.named_buffers():
+            self.register_buffer(name.replace(".", "-"), buffer.clone())
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Under the trunk's names."""
+        return {name: self.get_buffer(name.replace(".", "-")) for name in self._names}
 
 
 def _check(scales: Sequence[float], pooling: Sequence[int], widths: Sequence[int] | None) -> None:

@@ -1,0 +1,267 @@
+"""The kernels for GPUs against their twins in plain torch: in Triton's interpreter, or with `--device cuda` on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from piecewise_training.crf import DenseCRF, GaussianKernel, Kernel, PairwiseTerm, _reference, dense_crf, mean_field
+from piecewise_training.crf import lattice as lattices
+from piecewise_training.crf.lattice import resolve
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    from piecewise_training.crf import _triton
+
+    return _triton
+
+
+def points(batch: int, d: int, n: int, spread: float, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(d * n)
+    return (spread * torch.randn(batch, d, n, generator=generator)).to(device)
+
+
+@pytest.mark.parametrize(
+    ("batch", "d", "n"), [(1, 1, 9), (1, 2, 57), (2, 3, 20), (3, 5, 6), (1, 7, 3), (2, 3, 1), (1, 12, 4)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_places_points_as_the_reference(
+    kernels: ModuleType, device: torch.device, batch: int, d: int, n: int, dtype: torch.dtype
+) -> None:
+    """The same simplices and vertices, numbered in another order, and the same weights."""
+    features = points(batch, d, n, 2.0, device).to(dtype)
+    bandwidths = torch.linspace(0.5, 2.0, d, dtype=dtype, device=device)
+    found, expected = kernels.build(features, bandwidths), _reference.build(features, bandwidths)
+    assert len(found) == batch
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[2], theirs[2], atol=1e-5, rtol=0)
+        assert [table.shape for table in ours] == [table.shape for table in theirs]
+        for i in range(n):  # points share a simplex here where they do there
+            assert torch.equal(ours[0] == ours[0][i], theirs[0] == theirs[0][i])
+        pairs = {
+            (int(a), int(b)) for a, b in zip(ours[1][ours[0]].flatten(), theirs[1][theirs[0]].flatten(), strict=True)
+        }
+        numbers = dict(pairs)
+        assert len(pairs) == len(numbers) == theirs[3].shape[2]
+        numbers[theirs[3].shape[2]] = theirs[3].shape[2]
+        renumbered = torch.tensor([numbers[m] for m in range(len(numbers))], device=device)
+        torch.testing.assert_close(renumbered[ours[3]], theirs[3][:, :, renumbered[:-1]], check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("batch", "d", "n", "channels", "spread"),
+    [
+        (1, 2, 30, 3, 1.0),
+        (2, 2, 7, 1, 2.0),
+        (1, 1, 70, 5, 0.05),
+        (1, 3, 4, 21, 1.0),
+        (1, 2, 3, 150, 1.0),
+        (1, 5, 2, 2, 9.0),
+    ],
+)
+@pytest.mark.parametrize("transpose", [False, True])
+def test_filters_as_the_reference(
+    kernels: ModuleType, device: torch.device, batch: int, d: int, n: int, channels: int, spread: float, transpose: bool
+) -> None:
+    """Also where many points share a simplex and many groups a vertex."""
+    features, bandwidths = points(batch, d, n, spread, device), torch.ones(d, device=device)
+    values = torch.randn(batch, channels, n, device=device)
+    found = kernels.splat_blur_slice(kernels.build(features, bandwidths), values, transpose)
+    expected = _reference.splat_blur_slice(_reference.build(features, bandwidths), values, transpose)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_groups_and_entries_beyond_a_tile(kernels: ModuleType, device: torch.device) -> None:
+    """600 points in one place are 19 groups, more than a vertex gathers at a time."""
+    features = torch.zeros(1, 2, 600, device=device)
+    values = torch.randn(1, 2, 600, device=device)
+    ours, theirs = (module.build(features, torch.ones(2, device=device)) for module in (kernels, _reference))
+    found, expected = kernels.splat_blur_slice(ours, values), _reference.splat_blur_slice(theirs, values)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_normalizer_and_moments(kernels: ModuleType, device: torch.device, symmetric: bool) -> None:
+    features, ones = points(2, 2, 8, 1.0, device), torch.ones(2, device=device)
+    ours, theirs = (module.build(features, ones) for module in (kernels, _reference))
+    torch.testing.assert_close(kernels.normalizer(ours, symmetric), _reference.normalizer(theirs, symmetric))
+    values, against = torch.randn(2, 2, 3, 8, device=device)
+    found = kernels.moments(ours, features, values, against, symmetric)
+    torch.testing.assert_close(
+        found, _reference.moments(theirs, features, values, against, symmetric), atol=1e-5, rtol=1e-4
+    )
+
+
+def learned(
+    backend: Any, dtype: torch.dtype, device: torch.device, costs: str, normalization: Any, iterations: int
+) -> Any:
+    """Log-marginals of two terms, one of which has one lattice for both images, and all gradients."""
+    generator = torch.Generator().manual_seed(3)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        values = torch.rand(shape, generator=generator).to(device=device, dtype=dtype)
+        return values.requires_grad_()
+
+    batch, classes, n = 2, 3, 6
+    places = [
+        2 * torch.rand(b, d, n, generator=generator).to(device=device, dtype=dtype) for b, d in ((1, 2), (batch, 1))
+    ]
+    spreads, weights, scores = [leaf(2), leaf(1)], [leaf(), leaf()], leaf(batch, classes, n)
+    shape = {"potts": (), "class": (classes,), "matrix": (classes, classes)}[costs]
+    compatibilities = [leaf(*shape), leaf(*shape)] if shape else [None, None]
+    terms = [
+        PairwiseTerm(GaussianKernel(place, 0.5 + spread, backend, normalization), weight, compatibility)
+        for place, spread, weight, compatibility in zip(places, spreads, weights, compatibilities, strict=True)
+    ]
+    log_q = mean_field(scores, terms, iterations)
+    leaves = [scores, *spreads, *weights, *(c for c in compatibilities if c is not None)]
+    against = torch.randn(log_q.shape, generator=generator).to(log_q)
+    return log_q.detach(), torch.autograd.grad((log_q * against).sum(), leaves)
+
+
+def compare(device: torch.device, costs: str, normalization: str, iterations: int) -> None:
+    """Marginals to 1e-5 and gradients to 1e-4 of the largest of their kind, against double precision."""
+    found, gradients = learned("triton", torch.float32, device, costs, normalization, iterations)
+    expected, slopes = learned("reference", torch.float64, device, costs, normalization, iterations)
+    torch.testing.assert_close(found.exp(), expected.exp().float(), atol=1e-5, rtol=0)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        assert float((gradient - slope).abs().max()) <= 1e-4 * float(slope.abs().max())
+
+
+@pytest.mark.parametrize(("costs", "normalization"), [("potts", "symmetric"), ("matrix", "before")])
+def test_gradients(device: torch.device, costs: str, normalization: str) -> None:
+    compare(device, costs, normalization, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("costs", ["potts", "class", "matrix"])
+@pytest.mark.parametrize("normalization", ["none", "before", "after", "symmetric"])
+def test_gradients_of_every_kind(device: torch.device, costs: str, normalization: str) -> None:
+    compare(device, costs, normalization, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("costs", [None, "matrix"])
+def test_dense_crf(device: torch.device, dtype: torch.dtype, costs: str | None) -> None:
+    """Over a batch of images, in every precision: half is worked on in single, double update by update."""
+    image = torch.randint(0, 256, (2, 3, 3, 5), device=device)
+    scores = torch.randn(2, 4, 3, 5, device=device).to(dtype)
+    compatibility = None if costs is None else torch.rand(4, 4, device=device, dtype=scores.float().dtype).to(scores)
+    options = {"iterations": 2, "bilateral_rgb_std": 60.0, "compatibility": compatibility}
+    found, expected = (dense_crf(scores, image, backend=b, **options).exp() for b in ("triton", "reference"))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, atol=1e-3 if dtype == torch.float16 else 2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("classes", [2, 21])
+def test_any_number_of_iterations(device: torch.device, classes: int) -> None:
+    image, scores = torch.zeros(1, 3, 2, 3, device=device), torch.randn(1, classes, 2, 3, device=device)
+    for iterations in (0, 1):
+        found, expected = (dense_crf(scores, image, iterations=iterations, backend=b) for b in ("triton", "reference"))
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        dense_crf(scores, image, iterations=0, backend="triton", logarithm=False), scores.softmax(1)
+    )
+
+
+def test_watched(device: torch.device) -> None:
+    image, scores = torch.zeros(1, 3, 2, 3, device=device), torch.randn(1, 2, 2, 3, device=device)
+    found, expected = (dense_crf(scores, image, iterations=3, damping=0.3, backend=b) for b in ("triton", "reference"))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_the_same_bits_in_every_run(device: torch.device) -> None:
+    image, scores = torch.randint(0, 9, (1, 3, 4, 6), device=device), torch.randn(1, 3, 4, 6, device=device)
+    first, second = (dense_crf(scores, image, iterations=2, backend="triton") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_layer_learns(device: torch.device) -> None:
+    crf = DenseCRF(3, 2, train_iterations=2, kernels=[Kernel(rgb_std=20.0), Kernel(xy_std=2.0)], backend="triton").to(
+        device
+    )
+    image, scores = 90 * torch.rand(1, 3, 2, 4, device=device), torch.randn(1, 3, 2, 4, device=device)
+    crf(scores, image)[:, 0].sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in crf.parameters())
+
+
+def test_a_batchs_tables_are_prepared_once(kernels: ModuleType, device: torch.device) -> None:
+    features = points(1, 1, 6, 1.0, device)
+    kernel = GaussianKernel(features, backend="triton")
+    values = torch.randn(1, 1, 6, device=device)
+    kernel(values)
+    plan = kernel.operator._tables.derived  # type: ignore[union-attr]
+    kernel(values)
+    assert kernel.operator._tables.derived is plan  # type: ignore[union-attr]
+
+
+def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("auto", torch.device("cuda")) == "triton"
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="`backend` 'triton' runs on a GPU; the tensors are on cpu. Use 'auto'"):
+        resolve("triton", torch.device("cpu"))
+    monkeypatch.setattr(lattices, "has_triton", lambda: False)
+    assert resolve("auto", torch.device("cuda")) == "reference"
+    with pytest.raises(ValueError, match="`backend` 'triton' needs the package triton, which is not installed"):
+        resolve("triton", torch.device("cuda"))
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=kept | environment, check=False)
+
+
+def test_nothing_is_lost_without_triton() -> None:
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "sys.modules['triton'] = None\n"
+        "import torch; from piecewise_training.crf import dense_crf\n"
+        "print(dense_crf(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3)).shape)"
+    )
+    result = run(code)
+    assert result.stdout == "torch.Size([1, 2, 3, 3])\n", result.stderr
+    assert not result.stderr
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from piecewise_training.crf import _triton_kernels as kernels
+
+kinds = {"F": "*fp32", "I": "*i32", "L": "*i64", "n": "i32", "x": "fp32"}
+tile = {"SCALED": True, "V": 6, "C": 32, "BLOCK": 32}
+for name, types, constants in [
+    ("place", "FFLFLLn", {"D": 5, "P": 8, "BLOCK": 16}),
+    ("splat", "IIFFFFnnn", tile),
+    ("gather", "IIFFnnn", {"C": 32, "BLOCK": 16}),
+    ("blur", "IIFFnn", {"C": 32, "BLOCK": 32}),
+    ("slice_out", "IIFFFFnnnx", tile),
+    *(("update", "IIFFFFFFnnnx", {**tile, "RESULT": result}) for result in range(3)),
+]:
+    function = getattr(kernels, name)
+    types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 9]))
+    built = compile(ASTSource(fn=function, signature=types, constexprs=constants), target=GPUTarget("cuda", 90, 32))
+    print(name, len(built.asm["cubin"]) > 0)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
+    """For an H200's architecture, with the assembler that Triton brings along."""
+    result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [
+        *("place", "True", "splat", "True", "gather", "True", "blur", "True", "slice_out", "True"),
+        *(3 * ("update", "True")),
+    ]
