@@ -1,6 +1,7 @@
 """Times the dense CRF beside pydensecrf2, SimpleCRF, crfseg and our own plain-torch kernels, in one process.
 
     python benchmarks/dense_crf.py --images FOLDER [--sizes 480x360x21 ...] [--threads 1 2] [--runs 7] [--output FILE]
+    python benchmarks/dense_crf.py --images FOLDER --device cuda [--output FILE]
 
 From an image and scores to marginals, ten iterations, with the usual kernels. Results are compared before anything is
 timed; a peer that is not installed is left out, and what differs by more than 1e-4 is marked. "blocks" times
@@ -33,6 +34,7 @@ SIZES = (
     *("480x360x2", "480x360x11", "480x360x21", "500x375x21"),
     *("1024x512x19", "1024x512x21", "2048x1024x19"),
 )
+GPU_CASES = (("480x360x21", 1), ("480x360x21", 32), ("2048x1024x19", 1))
 ITERATIONS = 10
 TOLERANCE = 1e-4
 Engine = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -182,6 +184,12 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def case_of_batch(text: str) -> tuple[str, int]:
+    """WIDTHxHEIGHTxCLASSESxBATCH as a size and a batch."""
+    size, batch = text.rsplit("x", 1)
+    return size, int(batch)
+
+
 def main() -> None:
     """Reads the command line, checks, times, and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,7 +200,15 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=[*ENGINES])
     parser.add_argument("--memory", action="store_true", help="measure peak memory too")
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it as .txt")
+    parser.add_argument("--device", help="cuda: see dense_crf_gpu.py; takes its own sizes")
+    parser.add_argument("--gpu_cases", nargs="+", type=case_of_batch, default=GPU_CASES, help="SIZExBATCH")
+    parser.add_argument("--training_case", type=case_of_batch, default=("512x512x21", 8), help="SIZExBATCH")
     arguments = parser.parse_args()
+    if arguments.device is not None:
+        import dense_crf_gpu
+
+        dense_crf_gpu.main(arguments)
+        return
 
     engines = {name: engine for name, engine in installed().items() if name in arguments.engines}
     if not {"pydensecrf2", "piecewise-training"} <= engines.keys():

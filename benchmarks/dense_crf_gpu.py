@@ -1,0 +1,246 @@
+"""The part of `dense_crf.py --device cuda`: the dense CRF on a GPU, its kernels beside the floor, and its gradients.
+
+Everything is on the device before the clock starts, and times are of device events after a warm-up; on the CPU, where
+Triton's interpreter can try the script out with tiny sizes, they are of the wall. Before anything is timed the
+marginals are compared with those of the plain-torch kernels and, where it is installed, of pydensecrf2.
+
+The floor of a kernel is the time in which the bytes that it must read and write pass through memory, at the bandwidth
+of a copy measured in the same run. ConvCRF (Teichmann & Cipolla, BMVC 2019) is another model: a kernel cut off at a few
+pixels; it is written here with torch's operators as its paper describes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dense_crf as cpu
+import measuring
+import torch
+from torch.nn import functional
+
+from piecewise_training.crf import dense_crf
+from piecewise_training.crf.lattice import PermutohedralLattice, resolve
+from piecewise_training.crf.pixels import bilateral_kernel, spatial_kernel
+
+STDS = {"pos": 3.0, "xy": 80.0, "rgb": 13.0}
+Call = Callable[[], object]
+Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def milliseconds(call: Call, device: torch.device, runs: int) -> list[float]:
+    """The times of some calls after two others."""
+    found = []
+    for run in range(runs + 2):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            found.append(start.elapsed_time(end))
+        else:
+            begin = time.perf_counter()
+            call()
+            found.append(1e3 * (time.perf_counter() - begin))
+        if run == 1:
+            found.clear()
+    return found
+
+
+def conv_crf(scores: torch.Tensor, image: torch.Tensor, iterations: int, side: int) -> torch.Tensor:
+    """ConvCRF: the same two Gaussians over the `side` x `side` pixels around each pixel."""
+    batch, _, height, width = scores.shape
+    half = side // 2
+    y, x = torch.meshgrid(*2 * [torch.arange(-half, half + 1, device=scores.device, dtype=scores.dtype)], indexing="ij")
+    squared = (x.square() + y.square()).reshape(1, -1, 1)
+
+    def around(values: torch.Tensor) -> torch.Tensor:
+        return functional.unfold(values, side, padding=half).reshape(batch, values.shape[1], side * side, -1)
+
+    difference = (around(image) - image.reshape(batch, 3, 1, -1)).square().sum(1) / STDS["rgb"] ** 2
+    near = torch.exp(-0.5 * squared / STDS["pos"] ** 2).expand(batch, -1, height * width)
+    alike = torch.exp(-0.5 * (squared / STDS["xy"] ** 2 + difference))
+    weights = 3 * near / near.sum(1, keepdim=True) + 10 * alike / alike.sum(1, keepdim=True)
+    q = scores.softmax(1)
+    for _ in range(iterations):
+        q = (scores + (around(q) * weights[:, None]).sum(2).reshape(scores.shape)).softmax(1)
+    return q
+
+
+def engines(iterations: int) -> dict[str, Engine]:
+    """What is timed, from scores and an image on the device to marginals."""
+    ours: Any = "triton"
+    found: dict[str, Engine] = {
+        "piecewise-training": lambda s, i: dense_crf(s, i, iterations=iterations, logarithm=False, backend=ours),
+        "plain torch": lambda s, i: dense_crf(s, i, iterations=iterations, logarithm=False, backend="reference"),
+    }
+    for side in (7, 11):
+        found[f"ConvCRF {side} x {side}"] = lambda s, i, side=side: conv_crf(s, i.float(), iterations, side)
+    if importlib.util.find_spec("pydensecrf") is not None:
+        found["pydensecrf2, CPU"] = lambda s, i: torch.from_numpy(
+            cpu.pydensecrf2(i[0].permute(1, 2, 0).contiguous().cpu().numpy(), s[0].cpu().numpy(), iterations)
+        )[None]
+    return found
+
+
+def tensors(size: str, batch: int, images: Path, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (B, K, H, W) and images (B, 3, H, W), each shifted by a few pixels against the one before."""
+    image, scores = cpu.make_case(size, images)
+    picture, own = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(scores)
+    pictures = torch.stack([picture.roll(5 * n, 2) for n in range(batch)])
+    return torch.stack([own.roll(5 * n, 2) for n in range(batch)]).to(device), pictures.to(device)
+
+
+def bandwidth(device: torch.device, runs: int, megabytes: int) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / (1e-3 * statistics.median(milliseconds(lambda: target.copy_(source), device, runs)))
+
+
+def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: int) -> list[dict[str, Any]]:
+    """Each step of one update with both lattices, and the building of the larger one, beside its floor."""
+    from piecewise_training.crf import _triton
+
+    rows = scores.flatten(2).mT.reshape(-1, scores.shape[1]).contiguous()
+    gain = torch.full((scores.shape[1],), 3.0, device=scores.device)
+    like: Any = {"like": scores, "backend": "triton"}
+    spatial = spatial_kernel(*scores.shape[2:], STDS["pos"], **like)
+    bilateral = bilateral_kernel(image, STDS["xy"], STDS["rgb"], **like)
+    found = []
+    for name, kernel in (("spatial", spatial), ("bilateral", bilateral)):
+        operator: Any = kernel.operator
+        plan = _triton._plan(operator._tables, len(scores))
+        factor = _triton._factor(kernel.after, len(scores))
+        assert factor is not None
+        lattice = _triton._spread(plan, rows, factor)
+        points, axes = plan.weights.shape
+        row = 4 * scores.shape[1]
+        group_rows = (len(plan.groups) - 1) * axes * plan.copies * row
+        tables = 4 * (points * (axes + 1) + plan.vertices.numel())
+        steps: dict[str, tuple[Call, int]] = {
+            "splat": (
+                lambda p=plan, f=factor: _triton._spread(p, rows, f),
+                rows.nbytes + tables + 2 * group_rows + lattice.nbytes + 4 * plan.entries.numel(),
+            ),
+            "blur": (
+                lambda p=plan, v=lattice: _triton._blurred(p, v, False),
+                axes * (2 * lattice.nbytes + 8 * lattice.shape[1]),
+            ),
+            "slice and update": (
+                lambda p=plan, v=lattice, f=factor: _triton._updated(p, v, f, gain, rows, 1, torch.empty_like(rows)),
+                2 * rows.nbytes + tables + lattice.nbytes + factor.nbytes,
+            ),
+        }
+        for step, (call, moved) in steps.items():
+            found.append(_beside_floor(f"{name}: {step}", call, moved, scores.device, speed, runs))
+    features, stds = bilateral_features(image)
+    moved = features.nbytes + 4 * features.shape[0] * features.shape[2] * 30  # places, weights, names of 6 vertices
+    call = lambda: PermutohedralLattice.build(features, stds, "triton")  # noqa: E731
+    found.append(_beside_floor("bilateral: lattice", call, moved, scores.device, speed, runs))
+    return found
+
+
+def _beside_floor(name: str, call: Call, moved: int, device: torch.device, speed: float, runs: int) -> dict[str, Any]:
+    times = milliseconds(call, device, runs)
+    floor = 1e3 * moved / speed
+    return {"kernel": name, "ms": times, "floor_ms": floor, "ratio": statistics.median(times) / floor}
+
+
+def bilateral_features(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a bilateral kernel's lattice is built of."""
+    from piecewise_training.crf.pixels import _pixel_features
+
+    stds = [STDS["xy"], STDS["xy"], *3 * [STDS["rgb"]]]
+    return _pixel_features(image, torch.float32), torch.tensor(stds, device=image.device)
+
+
+def training_step(scores: torch.Tensor, image: torch.Tensor, backend: Any) -> Call:
+    """Five iterations forwards and backwards to scores, weights and costs."""
+    costs = (1 - torch.eye(scores.shape[1], device=scores.device)).requires_grad_()
+    weights = [torch.tensor(w, device=scores.device, requires_grad=True) for w in (3.0, 10.0)]
+    leaf = scores.clone().requires_grad_()
+
+    def step() -> None:
+        log_q = dense_crf(
+            leaf, image, pos_w=weights[0], bilateral_w=weights[1], compatibility=costs, iterations=5, backend=backend
+        )
+        log_q.mean().backward()
+
+    return step
+
+
+def check(scores: torch.Tensor, image: torch.Tensor) -> float:
+    """The largest difference of our marginals from those of plain torch and of pydensecrf2."""
+    found = engines(cpu.ITERATIONS)
+    ours = found["piecewise-training"](scores, image)
+    others = [found[name](scores, image) for name in ("plain torch", "pydensecrf2, CPU") if name in found]
+    return max(float((ours - torch.as_tensor(other).to(ours)).abs().max()) for other in others)
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """What a call needs beyond what is allocated before it; None where torch does not know."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def time_case(size: str, batch: int, arguments: argparse.Namespace, speed: float) -> tuple[dict[str, Any], list[str]]:
+    """A case's numbers, and the same as lines of text."""
+    device, runs = torch.device(arguments.device), arguments.runs
+    scores, image = tensors(size, batch, arguments.images, device)
+    if (worst := check(scores[:1], image[:1])) > cpu.TOLERANCE:
+        raise SystemExit(f"{size}: marginals differ by {worst}: nothing is timed.")
+    case: dict[str, Any] = {"case": size, "batch": batch, "difference": worst, "ms_an_image": {}}
+    lines, start = [], f"{size} x {batch:2}  "
+    for name, engine in engines(cpu.ITERATIONS).items():
+        if batch > 1 and name.startswith(("ConvCRF", "pydensecrf2")):
+            continue  # one after the other takes the same for each
+        times = [t / batch for t in milliseconds(lambda engine=engine: engine(scores, image), device, runs)]
+        case["ms_an_image"][name] = times
+        lines.append(f"{start}{name:20} {statistics.median(times):9.3f} ms an image")
+    case["peak_bytes"] = peak_bytes(lambda: dense_crf(scores, image, logarithm=False), device)
+    if case["peak_bytes"] is not None:
+        extra = (case["peak_bytes"] - 2 * scores.nbytes) / (batch * scores[0, 0].numel())
+        lines.append(f"{start}memory: 2 score maps and {extra:.0f} bytes a pixel")
+    case["kernels"] = kernel_times(scores, image, speed, runs)
+    for kernel in case["kernels"]:
+        own = statistics.median(kernel["ms"])
+        lines.append(f"{start}{kernel['kernel']:28} {own:8.4f} ms, {kernel['ratio']:6.1f} x its floor")
+    return case, lines
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Checks, times, and writes."""
+    device = torch.device(arguments.device)
+    resolve("triton", device)
+    speed = bandwidth(device, arguments.runs, 1024 if device.type == "cuda" else 16)
+    lines, results = [f"copy: {speed / 1e9:.0f} GB/s"], []
+    for size, batch in arguments.gpu_cases:
+        case, own = time_case(size, batch, arguments, speed)
+        results.append(case)
+        lines += own
+    size, batch = arguments.training_case
+    scores, image = tensors(size, batch, arguments.images, device)
+    training = {
+        backend: milliseconds(training_step(scores, image, backend), device, arguments.runs)
+        for backend in ("triton", "reference")
+    }
+    lines += [f"{size} x {batch:2}  a training step, {b}: {statistics.median(t):.2f} ms" for b, t in training.items()]
+    print("\n".join(lines))
+    report = {**measuring.surroundings(), "iterations": cpu.ITERATIONS, "runs": arguments.runs, "copy_bytes_a_s": speed}
+    report["machine"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    report |= {"results": results, "training": {"case": size, "batch": batch, "ms": training}}
+    if arguments.output:
+        measuring.write_report(arguments.output, report, "\n".join(lines))
