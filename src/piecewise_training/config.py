@@ -177,6 +177,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class InferenceConfig:
+    """How a trained model looks at an image; probabilities are averaged over all looks.
+
+    Attributes:
+        scales: Of the image.
+        flip: Whether to look at its mirror image, too.
+        window: Height and width of windows that slide over it; null looks at the whole.
+        overlap: Share of a window that the next one covers, too, at least.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, int] | None = None
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """How parameters are moved.
 

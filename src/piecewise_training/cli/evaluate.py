@@ -10,9 +10,10 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
-from piecewise_training.config import DataConfig
+from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
+_INFERENCE = InferenceConfig()
 
 
 def run(
@@ -20,6 +21,7 @@ def run(
     data: DataConfig = _DATA,
     output: str = "evaluation_results",
     seed: int = 0,
+    inference: InferenceConfig = _INFERENCE,
     device: str = "auto",
 ) -> None:
     """Evaluates a trained model, before and after its CRF, and writes metrics and pictures.
@@ -29,6 +31,7 @@ def run(
         data: what to evaluate on; the run's own validation set, save for what is given here, unless data.name is
         output: folder for the metrics and pictures
         seed: of the drawn scenes and of the share that is held out; the run's own with the run's data
+        inference: how to look at an image
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
     from rich.console import Console
@@ -43,13 +46,13 @@ def run(
     _, val_set = build_datasets(data, seed)
     if val_set.num_classes != network.num_classes:
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
-    outcome = evaluate(network, val_loader(val_set, data), best_device(device))
+    outcome = evaluate(network, val_loader(val_set, data), best_device(device), inference)
     results = {"unary alone": outcome.unary}
     if outcome.context is not None:
         results["+ context"] = outcome.context
     if outcome.crf is not None:
         results["+ CRF"] = outcome.crf
-    write_results(Path(output), network, val_set, results)
+    write_results(Path(output), network, val_set, results, how=inference)
     print_summary(Console(), results, [], Path(output))
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from piecewise_training.config import InferenceConfig
+
+_INFERENCE = InferenceConfig()
+
 
 def run(
     inputs: list[str],
@@ -13,6 +17,7 @@ def run(
     crf: bool = True,
     overlay: bool = True,
     probabilities: bool = False,
+    inference: InferenceConfig = _INFERENCE,
     device: str = "auto",
 ) -> int:
     """Predicts the labels of images: a palette PNG each, and the image with its labels painted over.
@@ -26,6 +31,7 @@ def run(
         crf: whether to apply the CRF
         overlay: whether to write NAME_overlay.png, the image with its labels painted over
         probabilities: also write NAME_probabilities.npz (K, H, W), float16
+        inference: how to look at an image
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
     import numpy as np
@@ -49,7 +55,7 @@ def run(
         except DataError as error:
             faults.append(str(error))
             continue
-        prediction = predict(network, image, apply_crf=crf)
+        prediction = predict(network, image, apply_crf=crf, how=inference)
         save_prediction(
             Path(output),
             path.stem,

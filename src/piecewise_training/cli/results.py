@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from piecewise_training import __version__
-from piecewise_training.config import ContextConfig, ModelConfig
+from piecewise_training.config import ContextConfig, InferenceConfig, ModelConfig
 from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
@@ -27,6 +27,7 @@ from piecewise_training.writing import atomic_write
 MODEL_FILES = ("piecewise_model_final.pth", "piecewise_model_final.safetensors")
 RUN_FILES = (*MODEL_FILES, *REPORT_FILES)
 _SAMPLES = 5
+_PLAIN = InferenceConfig()
 # The columns of the summary that fit a terminal of 80 characters, and what they are called there.
 _ON_SCREEN = {
     "mIoU": "mIoU",
@@ -122,13 +123,14 @@ def write_results(
     history: Mapping[str, Any] | None = None,
     titles: Mapping[str, str] | None = None,
     remarks: Sequence[str] = (),
+    how: InferenceConfig = _PLAIN,
 ) -> None:
     """Writes the report of a model, with a few images spread over the validation set."""
     step = max(1, len(val_set) // _SAMPLES)
     samples = []
     for index in range(0, len(val_set), step)[:_SAMPLES]:
         image, truth = val_set.read(index)
-        samples.append(Sample(val_set.names[index], image, truth, predict(model, image)))
+        samples.append(Sample(val_set.names[index], image, truth, predict(model, image, how=how)))
     write_report(
         folder,
         results=results,
