@@ -1,0 +1,71 @@
+"""Every shipped configuration trains, evaluates and predicts: one epoch of each stage on a few tiny images."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from piecewise_training.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+NAMES = [f"{letter}{number}" for letter in "ab" for number in range(2)]
+VGG_OF_A_TENTH = {"widths": [32, 8], "scales": [1.0, 0.5]}  # fc6 alone has 100 million weights in each of three blocks
+
+
+def write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def make_data(name: str, root: Path) -> None:
+    """Four training images and one for validation in the layout of a data set."""
+    rng = np.random.default_rng(0)
+    for split, names in (("train", NAMES), ("val", ["v0"])):
+        for own in names:
+            image = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            label = rng.integers(0, 3, (6, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+            if name == "cityscapes":
+                write(root / "leftImg8bit" / split / own / f"{own}_0_leftImg8bit.png", image)
+                write(root / "gtFine" / split / own / f"{own}_0_gtFine_labelIds.png", label + 7)
+            else:
+                write(root / "JPEGImages" / f"{own}.jpg", image)
+                write(root / "SegmentationClass" / f"{own}.png", label)
+                write(root / "SegmentationClassAug" / f"{own}.png", label)
+        for listed in (split, split.replace("train", "trainaug")) if name != "cityscapes" else ():
+            lists = root / "ImageSets" / "Segmentation"
+            lists.mkdir(parents=True, exist_ok=True)
+            (lists / f"{listed}.txt").write_text("\n".join(names) + "\n")
+
+
+def shrunk(config: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The configuration for images of 48 x 64, with one epoch of each stage and random weights."""
+    config["data"] |= {"root": str(root), "crop": [40, 48], "batch_size": 2, "workers": 0}
+    config["data"].pop("image_size", None)
+    config["model"] |= {"pretrained": False, "crf_iterations": 1, "crf_train_iterations": 1}
+    if config["model"]["unary"] == "vgg16":
+        config["model"]["featmap"] |= VGG_OF_A_TENTH
+    config["training"] |= {"stage1_epochs": 1, "stage2_epochs": 1, "stage3_epochs": 1, "precision": "32"}
+    config["training"]["context_epochs"] = 1
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_trains(path: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    make_data(config["data"]["name"].removesuffix("_aug"), tmp_path / "data")
+    config = shrunk(config, tmp_path / "data")
+    config["output"] = str(tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]) == 0
+    with (tmp_path / "run" / "metrics_summary.csv").open() as file:
+        rows = {row["model"]: float(row["mIoU"]) for row in csv.DictReader(file)}
+    assert ("+ context" in rows) == ("context" in config["model"])
+    assert all(0 <= value <= 100 for value in rows.values())
+    assert len(rows) == 5 + 2 * ("context" in config["model"])
