@@ -99,8 +99,10 @@ def check(setup: Setup) -> None:
     scores = torch.nn.functional.interpolate(model.unary.score(features), image.shape[2:], mode="bilinear")
     loss = cross_entropy(scores, target)
     labels = node_labels(target, tuple(features.shape[2:])).flatten(1)
+    own = model.unary.score(features).detach().flatten(2).mT
     for net, edges in zip(model.context.nets, model.context.edges(features), strict=True):
-        parts = [edge_nll(net(features[i : i + 1], edges), edges, labels[i : i + 1]) for i in range(len(image))]
+        pairs = net(features, edges) + own[:, edges[0], :, None] + own[:, edges[1], None, :]
+        parts = [edge_nll(pairs[i : i + 1], edges, labels[i : i + 1]) for i in range(len(image))]
         loss = loss + torch.stack(parts).mean()
     expected = torch.autograd.grad(loss, parameters)
     for one, other in zip(found, expected, strict=True):  # losses are taken in single precision

@@ -125,10 +125,12 @@ class ContextConfig:
     Attributes:
         relations: One pairwise network each.
         iterations: Mean-field updates.
+        residual: Whether pairwise networks are trained on top of the nodes' own scores, or alone as in the paper.
     """
 
     relations: tuple[RelationConfig, ...] = (RelationConfig("surrounding"), RelationConfig("above_below"))
     iterations: int = 3
+    residual: bool = True
 
 
 @dataclass(frozen=True)

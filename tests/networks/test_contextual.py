@@ -55,8 +55,9 @@ def potentials_of(crf: ContextualCRF, features: torch.Tensor) -> dict[tuple[int,
     """The potential on every edge, of both relations together."""
     found: dict[tuple[int, int], np.ndarray] = {}
     edges = crf.edges(features)
-    for own, scores, weight in zip(edges, crf.edge_scores(features), crf.weights(features), strict=True):
-        values = (weight * pair_potential(scores[0])).detach().numpy()
+    for own, net, weight in zip(edges, crf.nets, crf.weights(features), strict=True):
+        scores = net(features, own)[0]
+        values = (weight * (scores if crf.residual else pair_potential(scores))).detach().numpy()
         for edge, value in zip(own.T.tolist(), values, strict=True):
             key = (edge[0], edge[1])
             found[key] = found.get(key, 0) + value
@@ -65,9 +66,10 @@ def potentials_of(crf: ContextualCRF, features: torch.Tensor) -> dict[tuple[int,
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 3), (4, 2)])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_mean_field_is_the_literal_loop(height: int, width: int, classes: int) -> None:
+@pytest.mark.parametrize("residual", [True, False])
+def test_mean_field_is_the_literal_loop(height: int, width: int, classes: int, residual: bool) -> None:
     torch.manual_seed(0)
-    crf = with_potentials(4, classes, iterations=3).double()
+    crf = with_potentials(4, classes, iterations=3, residual=residual).double()
     nn.init.normal_(crf.log_factors, 2.0)
     features = 3 * torch.randn(1, 4, height, width, dtype=torch.float64)
     unary = torch.randn(1, classes, height, width, dtype=torch.float64)
@@ -79,7 +81,7 @@ def test_mean_field_is_the_literal_loop(height: int, width: int, classes: int) -
 def test_weak_potentials_give_the_exact_marginals(height: int, width: int, classes: int) -> None:
     torch.manual_seed(1)
     crf = with_potentials(4, classes, iterations=10).double()
-    nn.init.constant_(crf.log_factors, np.log(0.02))
+    nn.init.constant_(crf.log_factors, np.log(0.015))
     features = 3 * torch.randn(1, 4, height, width, dtype=torch.float64)
     unary = torch.randn(1, classes, height, width, dtype=torch.float64)
     scores = unary[0].flatten(1).T.numpy()
@@ -117,13 +119,17 @@ def test_gradients(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.grad is not None for parameter in crf.parameters())
 
 
-def test_edge_nll_is_the_literal_loop() -> None:
-    crf = with_potentials(3, 3, [Relation("surrounding", hidden=4)]).double()
-    features = torch.randn(2, 3, 3, 4, dtype=torch.float64)
+@pytest.mark.parametrize("residual", [True, False])
+def test_edge_nll_is_the_literal_loop(residual: bool) -> None:
+    """With the nodes' own scores beside the pair's, or with the pair's alone."""
+    crf = with_potentials(3, 3, [Relation("surrounding", hidden=4)], residual=residual).double()
+    features, unary = torch.randn(2, 2, 3, 3, 4, dtype=torch.float64)
+    unary.requires_grad_()
     labels = torch.randint(0, 3, (2, 12))
     labels[0, 3] = labels[1, 7] = 255
     weight = torch.tensor([0.5, 1.0, 5.0], dtype=torch.float64)
-    (edges,), (scores,) = crf.edges(features), crf.edge_scores(features)
+    (edges,), (scores,) = crf.edges(features), crf.edge_scores(unary, features)
+    pairs, nodes = crf.nets[0](features, edges).detach().numpy(), unary.detach().flatten(2).numpy()
     total = norm = 0.0
     for image in range(2):
         for e, (p, q) in enumerate(edges.T.tolist()):
@@ -131,10 +137,15 @@ def test_edge_nll_is_the_literal_loop() -> None:
             if 255 in (a, b):
                 continue
             share = min(10.0, float(weight[a] * weight[b]))
-            probabilities = np.exp(scores[image, e].detach().numpy())
+            own = pairs[image, e]
+            if residual:
+                own = own + nodes[image, :, p, None] + nodes[image, None, :, q]
+            probabilities = np.exp(own)
             total -= share * np.log(probabilities[a, b] / probabilities.sum())
             norm += share
     assert float(edge_nll(scores.detach(), edges, labels, weight)) == pytest.approx(total / norm)
+    scores.sum().backward()
+    assert unary.grad is None
     leaf = scores.detach()[:, :6].requires_grad_()
     assert torch.autograd.gradcheck(lambda s: edge_nll(s, edges[:, :6], labels, weight), (leaf,))
 
@@ -205,7 +216,7 @@ def test_learns_what_only_the_layout_tells() -> None:
             labels = node_labels(targets[batch], (8, 8))
             loss = cross_entropy(head(features), labels)
             if with_context:
-                for edges, scores in zip(crf.edges(features), crf.edge_scores(features), strict=True):
+                for edges, scores in zip(crf.edges(features), crf.edge_scores(head(features), features), strict=True):
                     loss = loss + edge_nll(scores, edges, labels.flatten(1))
             optimizer.zero_grad()
             loss.backward()

@@ -87,7 +87,9 @@ def test_losses_are_the_literal_sum() -> None:
     assert (labels == 255).any()
     pairs = sum(
         edge_nll(scores, edges, labels, weight)
-        for scores, edges in zip(model.context.edge_scores(features), model.context.edges(features), strict=True)
+        for scores, edges in zip(
+            model.context.edge_scores(network.score(features), features), model.context.edges(features), strict=True
+        )
     )
     unary, marginals = cross_entropy(logits, target, weight), marginal_nll(model(image)[1], target, weight)
     for stage, expected in (

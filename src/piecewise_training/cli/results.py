@@ -62,7 +62,7 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
 
 def _context(config: ContextConfig) -> dict[str, Any]:
     relations = [Relation(**dataclasses.asdict(relation)) for relation in config.relations]
-    return {"relations": relations, "iterations": config.iterations}
+    return {"relations": relations, "iterations": config.iterations, "residual": config.residual}
 
 
 def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[str, Result]:

@@ -44,18 +44,24 @@ class ContextualCRF(nn.Module):
 
     The energy is that of Lin et al. (CVPR 2016): :math:`E(y) = -\sum_p z_p(y_p) - \sum_V w_V \sum_{(p,q) \in V}
     z_{pq}(y_p, y_q)` with one network for each relation V. Each is trained to the likelihood of pairs of labels by
-    itself, without inference (`edge_scores` with `losses.edge_nll`); a pair's log-probability over K² pairs then
-    counts the labels' own frequency once for every edge. So the potential that mean field uses is what the pair's
-    log-probability has over those of its two ends, :math:`\log P(a, b) - \log P(a) - \log P(b)`. What many edges tell
-    a node is much the same, too: a weight :math:`w_V` is one over the mean number of edges at a node, times a factor
-    for each relation that starts at 1 and is learned by training through `forward`. Both are our choice. Before it is
-    trained a potential is 0, and mean field changes nothing.
+    itself, without inference (`edge_scores` with `losses.edge_nll`).
+
+    With `residual`, our choice, the pair's likelihood is that of :math:`z_p(a) + z_q(b) + z_{pq}(a, b)`, where the
+    nodes' own scores are held fixed: the network learns what they do not say, and begins with two labels that know
+    nothing of each other. Without, as in the paper, it is that of :math:`z_{pq}(a, b)` alone, from which the frequency
+    of either label would be counted once for every edge; the potential is then what the pair's log-probability has
+    over those of its two ends, :math:`\log P(a, b) - \log P(a) - \log P(b)`.
+
+    What many edges tell a node is much the same: a weight :math:`w_V` is one over the mean number of edges at a node,
+    times a factor for each relation that starts at 1 and is learned by training through `forward`. The paper does not
+    say how it weighs them. Before it is trained a potential is 0, and mean field changes nothing.
 
     Args:
         channels: of the feature map.
         num_classes: K.
         relations: one or more.
         iterations: mean-field updates.
+        residual: whether pairwise networks are trained on top of the nodes' own scores.
 
     Raises:
         ValueError: there is no relation, or a number is out of its range.
@@ -72,6 +78,7 @@ class ContextualCRF(nn.Module):
         num_classes: int,
         relations: Sequence[Relation] = (Relation("surrounding"), Relation("above_below")),
         iterations: int = 3,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -84,6 +91,7 @@ class ContextualCRF(nn.Module):
         self.num_classes = num_classes
         self.relations = tuple(relations)
         self.iterations = iterations
+        self.residual = residual
         self.nets = nn.ModuleList(
             PairwiseNet(channels, num_classes, relation.hidden, relation.symmetric) for relation in relations
         )
@@ -92,7 +100,8 @@ class ContextualCRF(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """The arguments that make another like it."""
         relations = [asdict(relation) for relation in self.relations]
-        return {"channels": self.channels, "relations": relations, "iterations": self.iterations}
+        options = {"iterations": self.iterations, "residual": self.residual}
+        return {"channels": self.channels, "relations": relations, **options}
 
     def edges(self, features: Float[Tensor, "b c h w"]) -> list[Int[Tensor, "2 e"]]:
         """The edges of each relation over a map."""
@@ -108,10 +117,16 @@ class ContextualCRF(nn.Module):
         edges = self.edges(features)
         return [f.exp() * nodes / max(1, 2 * own.shape[1]) for f, own in zip(self.log_factors, edges, strict=True)]
 
-    def edge_scores(self, features: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b e k k"]]:
-        """The pairwise scores of each relation's edges, as they are trained."""
+    def edge_scores(
+        self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]
+    ) -> list[Float[Tensor, "b e k k"]]:
+        """The scores of pairs of labels on each relation's edges, as they are trained; none reaches `unary` back."""
         edges = self.edges(features)
-        return [net(features, own) for net, own in zip(self.nets, edges, strict=True)]
+        scores = [net(features, own) for net, own in zip(self.nets, edges, strict=True)]
+        if not self.residual:
+            return scores
+        own = unary.detach().flatten(2).mT.log_softmax(2)
+        return [s + own[:, e[0], :, None] + own[:, e[1], None, :] for s, e in zip(scores, edges, strict=True)]
 
     def forward(self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Scores that know their context: the logarithms of the marginals after mean field.
@@ -131,7 +146,7 @@ class ContextualCRF(nn.Module):
         scores = unary.flatten(2).mT
         numbers = len(scores) * self.num_classes**2
         tell = [
-            _messages(cast(PairwiseNet, net), features, edges, numbers)
+            _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
             for net, edges in zip(self.nets, self.edges(features), strict=True)
         ]
         weights = self.weights(features)
@@ -151,19 +166,26 @@ def pair_potential(scores: Float[Tensor, "*e k k"]) -> Float[Tensor, "*e k k"]:
     return joint - joint.logsumexp(-1, keepdim=True) - joint.logsumexp(-2, keepdim=True)
 
 
-def _messages(net: PairwiseNet, features: Tensor, edges: Tensor, numbers: int) -> Callable[[Tensor], Tensor]:
+def _messages(
+    net: PairwiseNet, features: Tensor, edges: Tensor, numbers: int, residual: bool
+) -> Callable[[Tensor], Tensor]:
     """What a relation's edges tell the nodes, as a function of their marginals (B, N, K).
 
     The potentials are computed once where they are few; else in parts, and again in each iteration and on the way
     back: K squared numbers an edge are not worth their memory.
     """
     first, second = net.on_nodes(features)
+
+    def potentials(first: Tensor, second: Tensor, part: Tensor) -> Tensor:
+        scores = net.on_edges(first, second, part)
+        return scores if residual else pair_potential(scores)
+
     if edges.shape[1] * numbers <= _KEPT:
-        potential = pair_potential(net.on_edges(first, second, edges))
-        return lambda q: _told(potential, q, edges)
+        kept = potentials(first, second, edges)
+        return lambda q: _told(kept, q, edges)
 
     def computed(q: Tensor, first: Tensor, second: Tensor, part: Tensor) -> Tensor:
-        return _told(pair_potential(net.on_edges(first, second, part)), q, part)
+        return _told(potentials(first, second, part), q, part)
 
     def in_parts(q: Tensor) -> Tensor:
         told = torch.zeros_like(q)

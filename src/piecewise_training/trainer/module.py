@@ -109,12 +109,12 @@ class StageModule(lightning.LightningModule):
         if self.stage.unary_weight:
             loss = loss + self.stage.unary_weight * unary_loss(self.config.loss, self.class_weight)(logits, target)
         if self.stage.context_weight and nodes.features is not None:
-            loss = loss + self.stage.context_weight * self._pairs_loss(nodes.features, target)
+            loss = loss + self.stage.context_weight * self._pairs_loss(nodes.scores, nodes.features, target)
         if self.stage.crf_weight and log_q is not None:
             loss = loss + self.stage.crf_weight * marginal_nll(log_q, target, self.class_weight)
         return loss
 
-    def _pairs_loss(self, features: Tensor, target: Tensor) -> Tensor:
+    def _pairs_loss(self, unary: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The negative log-likelihood of the pairs of labels on the edges, a mean for each relation."""
         context = self.model.context
         assert context is not None  # features come with it alone
@@ -122,6 +122,6 @@ class StageModule(lightning.LightningModule):
         labels = node_labels(target, (height, width)).flatten(1)
         losses = [
             edge_nll(scores.float(), edges, labels, self.class_weight)
-            for edges, scores in zip(context.edges(features), context.edge_scores(features), strict=True)
+            for edges, scores in zip(context.edges(features), context.edge_scores(unary, features), strict=True)
         ]
         return torch.stack(losses).sum()
