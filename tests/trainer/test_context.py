@@ -121,6 +121,24 @@ def test_context_stage_is_judged_by_the_contextual_crf() -> None:
     assert outcome.crf.seconds > outcome.context.seconds > outcome.unary.seconds
 
 
+def test_context_that_only_harms_is_undone(caplog: pytest.LogCaptureFixture) -> None:
+    """Before it is trained it changes nothing, so that the network's own mIoU is where it begins."""
+    model = contextual_model()
+    assert model.context is not None
+    assert not model.context.silent
+    for net in model.context.nets:
+        nn.init.zeros_(net.scores.weight)
+    assert model.context.silent
+    t = trainer(model, learning_rate=0.05)
+    t.train_unary(loader(), 3, loader())
+    images, labels = next(iter(DataLoader(loader().dataset, 6)))
+    wrong = torch.where(labels == 255, labels, (labels + 1) % 3)
+    t.config = TrainConfig(optim=OptimConfig(context_learning_rate=5.0))
+    t.train_context(DataLoader(TensorDataset(images, wrong), 2), 3, loader())
+    assert "stage2_context reached" in caplog.text
+    assert model.context.silent
+
+
 def test_errors() -> None:
     without = PiecewiseTrainedModel(3, unary=WithFeatures())
     with pytest.raises(ValueError, match="stage2_context trains pairwise networks, but the model has none. Build it"):

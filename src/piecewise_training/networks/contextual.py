@@ -103,6 +103,11 @@ class ContextualCRF(nn.Module):
         options = {"iterations": self.iterations, "residual": self.residual}
         return {"channels": self.channels, "relations": relations, **options}
 
+    @property
+    def silent(self) -> bool:
+        """Whether all potentials are 0, as before training, so that mean field changes nothing."""
+        return not any(bool(p.detach().any()) for net in self.nets for p in cast(PairwiseNet, net).scores.parameters())
+
     def edges(self, features: Float[Tensor, "b c h w"]) -> list[Int[Tensor, "2 e"]]:
         """The edges of each relation over a map."""
         height, width = features.shape[2:]

@@ -297,9 +297,12 @@ class PiecewiseTrainer:
 
     def _known_miou(self, stage: Stage) -> float | None:
         """The validation mIoU of the weights that a stage begins with, if an earlier one was judged by the same."""
-        if self._judged is None or self._judged[0] != stage.judged_by:
+        if self._judged is None:
             return None
-        _, miou, state = self._judged
+        judge, miou, state = self._judged
+        silent = self.model.context is not None and self.model.context.silent
+        if judge != stage.judged_by and not (judge == "unary" and stage.judged_by == "context" and silent):
+            return None
         unchanged = all(torch.equal(value.cpu(), state[name]) for name, value in self.model.state_dict().items())
         return miou if unchanged else None
 
