@@ -3,8 +3,9 @@
     python benchmarks/degraded_labels.py --camvid FOLDER [--images 101] [--output FILE]
 
 True labels of CamVid's validation images are blurred, sampled at an eighth of the resolution, mixed with noise or cut
-down to scribbles, turned into scores, and refined with the usual default, with finer kernels, and with these at
-larger weights. Nothing is trained. Given are mIoU, pixel accuracy and the trimap's mIoU within 4 pixels of true borders, before and after.
+down to scribbles, turned into scores, and refined with the usual default, with finer kernels, and with these at larger
+weights. Nothing is trained. Given are mIoU, pixel accuracy and the trimap's mIoU within 4 pixels of true borders,
+before and after.
 """
 
 from __future__ import annotations
