@@ -27,7 +27,7 @@ from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model
 from piecewise_training.config import ContextConfig, FeatMapConfig, ModelConfig
 from piecewise_training.dataset import build_datasets, train_loader, val_loader
-from piecewise_training.inference import Result, evaluate
+from piecewise_training.inference import evaluate
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer
 
@@ -74,7 +74,11 @@ class Ablation:
         """Adds a row: the kinds of predictions of a variant."""
         outcome = evaluate(model, self.val)
         results = {kind: getattr(outcome, kind) for kind in kinds if getattr(outcome, kind) is not None}
-        row = {"name": name, "training_seconds": seconds, "results": {k: plain(r) for k, r in results.items()}}
+        row = {
+            "name": name,
+            "training_seconds": seconds,
+            "results": {k: measuring.plain(r) for k, r in results.items()},
+        }
         if model.context is not None:
             row["relation_factors"] = model.context.log_factors.detach().exp().tolist()
         self.rows.append(row)
@@ -99,18 +103,6 @@ class Ablation:
                 trainer.train_context(self.train, training.context_epochs)
             trainer.train_crf(self.train, training.stage2_epochs)
             self.judge(name, model, time.perf_counter() - start, ("context", "crf"))
-
-
-def plain(result: Result) -> dict[str, Any]:
-    """A result as numbers."""
-    scores = result.scores
-    return {
-        "miou": float(scores.miou),
-        "accuracy": float(scores.pixel_accuracy),
-        "iou": scores.iou.tolist(),
-        "borders": result.borders,
-        "seconds_an_image": result.seconds,
-    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -15,10 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +24,6 @@ import measuring
 
 from piecewise_training.dataset import VOID, camvid_dataset
 from piecewise_training.inference import refine, scores_from_labels
-from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
 
 SETTINGS: dict[str, dict[str, float]] = {
     "default": {},
@@ -81,31 +78,6 @@ def scribbles(labels: np.ndarray, classes: int, rng: np.random.Generator) -> np.
 SPOILT: dict[str, Spoil] = {"blurred": blurred, "coarse": coarse, "noisy": noisy, "scribbles": scribbles}
 
 
-class Tally:
-    """The measures of one kind of prediction over all images."""
-
-    def __init__(self, classes: int) -> None:
-        self.metrics, self.borders = SegmentationMetrics(classes), BorderMetrics(classes)
-        self.seconds = 0.0
-
-    def add(self, labels: np.ndarray, truth: np.ndarray, seconds: float) -> None:
-        """One image."""
-        prediction, target = torch.from_numpy(labels)[None].long(), torch.from_numpy(truth)[None].long()
-        self.metrics.update(prediction, target)
-        self.borders.update(prediction, target)
-        self.seconds += seconds
-
-    def found(self, images: int) -> dict[str, Any]:
-        """The measures as numbers."""
-        scores = self.metrics.compute()
-        return {
-            "miou": float(scores.miou),
-            "accuracy": float(scores.pixel_accuracy),
-            "borders": self.borders.compute(),
-            "seconds_an_image": self.seconds / images,
-        }
-
-
 def main() -> None:
     """Reads the command line, refines, judges, and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,7 +88,7 @@ def main() -> None:
     data = camvid_dataset(arguments.camvid, "val")
     classes, count = data.num_classes, min(arguments.images, len(data))
     kinds = ("before", *SETTINGS)
-    tallies = {name: {kind: Tally(classes) for kind in kinds} for name in SPOILT}
+    tallies = {name: {kind: measuring.Tally(classes) for kind in kinds} for name in SPOILT}
     for index in range(count):
         image, truth = data.read(index)
         for name, spoil in SPOILT.items():

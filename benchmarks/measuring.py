@@ -7,6 +7,7 @@ import multiprocessing
 import platform
 import resource
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 
 from piecewise_training import __version__
+from piecewise_training.inference import Result
+from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
 
 
 def peak_beyond(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> float:
@@ -43,11 +46,44 @@ def _measure_peak(send: Any, prepare: Callable[..., Callable[[], object]], *argu
     send.send(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 - before)
 
 
+class Tally:
+    """The measures of one kind of prediction over all images."""
+
+    def __init__(self, classes: int) -> None:
+        self.metrics, self.borders = SegmentationMetrics(classes), BorderMetrics(classes)
+        self.seconds = 0.0
+
+    def add(self, labels: np.ndarray, truth: np.ndarray, seconds: float) -> None:
+        """One image."""
+        prediction, target = torch.from_numpy(labels)[None].long(), torch.from_numpy(truth)[None].long()
+        self.metrics.update(prediction, target)
+        self.borders.update(prediction, target)
+        self.seconds += seconds
+
+    def found(self, images: int) -> dict[str, Any]:
+        """The measures as numbers."""
+        return plain(
+            Result(self.metrics.compute(), self.metrics.confusion, self.borders.compute(), self.seconds / images)
+        )
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """A result as numbers."""
+    return {
+        "miou": result.scores.miou,
+        "accuracy": result.scores.pixel_accuracy,
+        "iou": result.scores.iou.tolist(),
+        "borders": result.borders,
+        "seconds_an_image": result.seconds,
+    }
+
+
 def surroundings() -> dict[str, Any]:
     """Machine, versions, commit and day of a measurement."""
     return {
         "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
         "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "command": f"python {' '.join(sys.argv)}",
         "commit": subprocess.getoutput("git rev-parse HEAD"),
         "date": date.today().isoformat(),
     }

@@ -14,13 +14,14 @@ from piecewise_training.losses import (
     cross_entropy,
     dice,
     focal,
+    lovasz,
     marginal_nll,
     pairwise_agreement,
     unary_loss,
 )
 
 K, VOID = 3, 255
-LOSSES = ["cross_entropy", "structured", "dice", "focal"]
+LOSSES = ["cross_entropy", "structured", "dice", "focal", "lovasz"]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,6 +68,34 @@ def test_dice_is_the_formula() -> None:
         p, t = probability[:, k][known], (target[known] == k).double()
         coefficients.append(1 - 2 * (p * t).sum() / (p.sum() + t.sum()))
     torch.testing.assert_close(dice(logits, target), torch.stack(coefficients).mean())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_lovasz_is_the_extension_of_the_jaccard_distance(weighted: bool) -> None:
+    """Errors in falling order, each times the growth of the distance when its pixel joins the wrong ones."""
+    logits, target = batch()
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64) if weighted else None
+    probability, known = logits.softmax(1), target != VOID
+    terms = []
+    for k in range(K):
+        p, truth = probability[:, k][known].tolist(), (target[known] == k).tolist()
+        errors = sorted(((1 - q if t else q, t) for q, t in zip(p, truth, strict=True)), reverse=True)
+        term, wrong, union, before = 0.0, 0, sum(truth), 0.0
+        for error, is_k in errors:
+            wrong, union = wrong + 1, union + (not is_k)
+            distance = wrong / union
+            term, before = term + error * (distance - before), distance
+        terms.append(term)
+    shares = [1.0] * K if weight is None else weight.tolist()
+    expected = sum(t * s for t, s in zip(terms, shares, strict=True)) / sum(shares)
+    own = lovasz(logits, target, weight) - cross_entropy(logits, target, weight)
+    assert own.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_lovasz_leaves_out_absent_classes() -> None:
+    logits = torch.zeros(1, 3, 1, 2)
+    logits[:, 0] = 40
+    assert lovasz(logits, torch.zeros(1, 1, 2, dtype=torch.long)).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_dice_leaves_out_absent_classes() -> None:
@@ -148,7 +177,9 @@ def test_median_frequency_is_that_of_the_images_with_the_class() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="`loss` must be cross_entropy, structured, dice or focal; got 'hinge'"):
+    with pytest.raises(
+        ValueError, match="`loss` must be cross_entropy, structured, dice, focal or lovasz; got 'hinge'"
+    ):
         unary_loss("hinge")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`class_weights` must be none, inverse or median; got 'log'"):
         class_weights(torch.ones(2), torch.ones(2), "log")  # type: ignore[arg-type]

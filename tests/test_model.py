@@ -55,6 +55,17 @@ def test_output_has_the_images_size(height: int, width: int) -> None:
     torch.testing.assert_close(log_q.exp().sum(1), torch.ones(2, height, width))
 
 
+def test_image_is_continued_to_the_networks_multiple() -> None:
+    """A part of a larger image is scored as the larger one is; cut to an odd size, only its borders change."""
+    model = PiecewiseTrainedModel(3, use_crf=False, unary="resnet18", pretrained=False).eval()
+    assert model.unary.multiple == 16
+    image = torch.nn.functional.pad(torch.randn(1, 3, 41, 70), (0, 10, 0, 7), mode="replicate")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image[:, :, :41, :70])[0], model(image)[0][:, :, :41, :70])
+    assert model.margin(image[:, :, :41, :70]) == (0, 10, 0, 7)
+    assert small_model().margin(image[:, :, :41, :70]) == (0, 0, 0, 0)
+
+
 def test_without_crf() -> None:
     image = torch.randn(1, 3, 20, 20)
     assert small_model()(image, apply_crf=False)[1] is None
@@ -276,10 +287,10 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["largefov_vgg16", "mobilenetv3_small_050"])
 def test_networks_that_show_their_feature_map(name: str) -> None:
     model = PiecewiseTrainedModel(3, 1, unary=name, pretrained=False, context={}).eval()
-    image = torch.randn(1, 3, 40, 48)
+    image = torch.randn(1, 3, 32, 48)
     with torch.inference_mode():
         logits, log_q = model(image)
-        plain = nn.functional.interpolate(model.unary(image), (40, 48), mode="bilinear")
+        plain = nn.functional.interpolate(model.unary(image), (32, 48), mode="bilinear")
     assert log_q is not None
     torch.testing.assert_close(logits, plain)
 

@@ -9,7 +9,7 @@ DatasetName = Literal["synthetic", "folder", "voc2012", "voc2012_aug", "cityscap
 Compatibility = Literal["potts", "class", "matrix"]
 Strategy = Literal["piecewise", "joint", "independent"]
 ContextTraining = Literal["after", "together"]
-Loss = Literal["cross_entropy", "structured", "dice", "focal"]
+Loss = Literal["cross_entropy", "structured", "dice", "focal", "lovasz"]
 ClassWeights = Literal["none", "inverse", "median"]
 Precision = Literal["32", "bf16", "16"]
 RelationName = Literal["surrounding", "above_below"]
@@ -143,6 +143,7 @@ class ModelConfig:
         context: Adds a contextual CRF on the network's feature map.
         pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
         output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
+        finest: Stride of a timm backbone's scores: 4, or 2 for thin things.
         crf_iterations: Mean-field updates in evaluation.
         crf_train_iterations: Mean-field updates in training.
         pos_xy_std: Bandwidth of the spatial kernel, in pixels.
@@ -163,6 +164,7 @@ class ModelConfig:
     context: ContextConfig | None = None
     pretrained: bool | str | None = None
     output_stride: Literal[8, 16, 32] = 16
+    finest: Literal[2, 4] = 4
     crf_iterations: int = 10
     crf_train_iterations: int = 5
     pos_xy_std: float = 3.0
@@ -243,8 +245,10 @@ class TrainConfig:
         stage3_epochs: Epochs of both together.
         context_training: Whether the pairwise networks are trained after the CNN, with it fixed, or together with it in
             stage 1, which has no context_epochs then.
-        loss: Loss of the CNN; the CRF is trained on the negative log-likelihood of its marginals.
+        loss: Loss of the CNN.
+        crf_loss: Loss of the CRF, on its marginals; cross_entropy is their negative log-likelihood.
         class_weights: Weights of the classes in the loss, counted from the training labels.
+        ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision.
         patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.
         optim: How parameters are moved.
@@ -257,7 +261,9 @@ class TrainConfig:
     stage3_epochs: int = 8
     context_training: ContextTraining = "after"
     loss: Loss = "cross_entropy"
+    crf_loss: Loss = "cross_entropy"
     class_weights: ClassWeights = "none"
+    ema: float = 0.0
     precision: Precision = "32"
     patience: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -182,8 +182,42 @@ def focal(
     return marginal_nll(modulated, target, weight)
 
 
+def lovasz(
+    logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy plus the Lovász-softmax loss, the convex surrogate of 1 - IoU (Berman et al., CVPR 2018).
+
+    The IoU of a class is over the whole batch, its mean over the classes that occur in it. It alone trains slowly from
+    a start far away, the sum of both does not.
+
+    Args:
+        logits: (B, K, H, W).
+        target: (B, H, W) classes, 255 for void.
+        weight: of each class in both terms.
+
+    Example:
+        >>> right = torch.tensor([[[[99.0, -99.0]], [[-99.0, 99.0]]]])
+        >>> lovasz(right, torch.tensor([[[0, 1]]])), lovasz(right, torch.tensor([[[1, 0]]]))
+        (tensor(0.), tensor(199.))
+    """
+    log_p = logits.log_softmax(1)
+    known = target != VOID
+    likelihood = marginal_nll(log_p, target, weight)
+    if not bool(known.any()):
+        return likelihood
+    labels = target[known]
+    truth = functional.one_hot(labels, logits.shape[1]).T.to(log_p.dtype)
+    errors, order = (truth - log_p.exp().movedim(1, 0)[:, known]).abs().sort(1, descending=True)
+    found = truth.gather(1, order)
+    total = truth.sum(1, keepdim=True)
+    jaccard = 1 - (total - found.cumsum(1)) / (total + (1 - found).cumsum(1))
+    steps = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(total))
+    share = (total[:, 0] > 0).to(log_p.dtype) * (1 if weight is None else weight)
+    return likelihood + ((errors * steps).sum(1) * share).sum() / share.sum().clamp(min=1e-6)
+
+
 def unary_loss(
-    name: Literal["cross_entropy", "structured", "dice", "focal"], weight: Tensor | None = None
+    name: Literal["cross_entropy", "structured", "dice", "focal", "lovasz"], weight: Tensor | None = None
 ) -> UnaryLoss:
     """The loss of a name, with the weights of the classes.
 
@@ -192,9 +226,9 @@ def unary_loss(
     """
     if name == "structured":
         return StructuredLoss(weight)
-    functions = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
+    functions = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz}
     if name not in functions:
-        raise ValueError(f"`loss` must be cross_entropy, structured, dice or focal; got {name!r}.")
+        raise ValueError(f"`loss` must be cross_entropy, structured, dice, focal or lovasz; got {name!r}.")
     function = functions[name]
     return lambda logits, target: function(logits, target, weight)
 

@@ -51,9 +51,11 @@ class PiecewiseTrainedModel(nn.Module):
         use_crf: False leaves the dense CRF out; without a context `forward` then returns None for it.
         unary: "largefov_vgg16", "fcn8s_vgg16", the name of a timm backbone, or a module of one's own from (B, 3, H, W)
             to K score maps of any size. For a context of its own features it has methods `feature_map` (image to
-            (B, C, h, w)) and `score` (from there to the K score maps).
+            (B, C, h, w)) and `score` (from there to the K score maps). If it has an attribute `multiple`, images are
+            continued to the next multiple of it, so that its maps lie on the image without a shift.
         pretrained: ImageNet weights for a network given by name: True, False, a local file, or None to try.
         output_stride: 8, 16 or 32, for a timm backbone.
+        finest: stride of a timm backbone's scores, 4 or 2.
         crf: the dense CRF's starting values and options, as `DenseCRF` takes them.
         featmap: makes `unary`, "vgg16" or a timm backbone, the trunk of a FeatMap-Net with these options; see
             `networks.FeatMapNet`.
@@ -82,6 +84,7 @@ class PiecewiseTrainedModel(nn.Module):
         unary: str | nn.Module = "largefov_vgg16",
         pretrained: Pretrained = None,
         output_stride: int = 16,
+        finest: int = 4,
         crf: dict[str, Any] | None = None,
         featmap: Mapping[str, Any] | None = None,
         context: ContextualCRF | Mapping[str, Any] | None = None,
@@ -100,7 +103,14 @@ class PiecewiseTrainedModel(nn.Module):
         self.unary: nn.Module = (
             unary
             if isinstance(unary, nn.Module)
-            else build_unary(unary, num_classes, output_stride=output_stride, pretrained=pretrained, featmap=featmap)
+            else build_unary(
+                unary,
+                num_classes,
+                output_stride=output_stride,
+                finest=finest,
+                pretrained=pretrained,
+                featmap=featmap,
+            )
         )
         self.context = _build_context(context, self.unary, num_classes)
         self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
@@ -110,6 +120,7 @@ class PiecewiseTrainedModel(nn.Module):
             "use_crf": use_crf,
             "unary": None if own else unary,
             "output_stride": output_stride,
+            "finest": finest,
             "crf": dict(crf or {}),
             "featmap": None if featmap is None else dict(featmap),
             "context": None if self.context is None else self.context.configuration(),
@@ -138,12 +149,13 @@ class PiecewiseTrainedModel(nn.Module):
                 f"`image` must be (B, 3, H, W) floating point, normalised as ImageNet; got {checks.describe(image)}."
             )
         nodes = self.score_nodes(image)
-        logits = enlarged(nodes.scores, image)
+        logits = self.enlarged(nodes.scores, image)
         return logits, self.refine(image, logits, self.contextual(image, nodes)) if apply_crf else None
 
     def score_nodes(self, image: Float[Tensor, "b 3 h w"]) -> Nodes:
         """The unary network's scores in its own resolution, and with a context the feature map behind them."""
         network: Any = self.unary  # of which a context wants more than that it can be called
+        image = functional.pad(image, self.margin(image), mode="replicate")
         if self.context is None:
             return Nodes(self._checked(network(image)))
         features = network.feature_map(image)
@@ -154,7 +166,20 @@ class PiecewiseTrainedModel(nn.Module):
         if self.context is None:
             return None
         assert nodes.features is not None  # as `score_nodes` gives them
-        return enlarged(self.context(nodes.scores, nodes.features), image)
+        return self.enlarged(self.context(nodes.scores, nodes.features), image)
+
+    def enlarged(self, scores: Float[Tensor, "b k y x"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
+        """Scores in the image's size, in single precision."""
+        height, width = image.shape[2:]
+        right, below = self.margin(image)[1::2]
+        size = height + below, width + right
+        return functional.interpolate(scores.float(), size, mode="bilinear", align_corners=False)[..., :height, :width]
+
+    def margin(self, image: Tensor) -> tuple[int, int, int, int]:
+        """By how much an image is continued for the network, as `torch.nn.functional.pad` wants it."""
+        multiple = int(getattr(self.unary, "multiple", 1))
+        height, width = image.shape[-2:]
+        return 0, -width % multiple, 0, -height % multiple
 
     def refine(
         self,
@@ -240,11 +265,6 @@ class PiecewiseTrainedModel(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()
-
-
-def enlarged(scores: Float[Tensor, "b k y x"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
-    """Scores in the image's size, in single precision."""
-    return functional.interpolate(scores.float(), image.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _build_context(

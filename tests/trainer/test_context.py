@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from piecewise_training.config import OptimConfig, TrainConfig
 from piecewise_training.inference import evaluate
 from piecewise_training.losses import cross_entropy, edge_nll, marginal_nll, node_labels
-from piecewise_training.model import PiecewiseTrainedModel, enlarged
+from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import ContextualCRF, Relation
 from piecewise_training.trainer import PiecewiseTrainer, context_stage, joint_stage, together, unary_stage
 from piecewise_training.trainer.module import StageModule
@@ -82,7 +82,7 @@ def test_losses_are_the_literal_sum() -> None:
     network: Any = model.unary
     assert model.context is not None
     features = network.feature_map(image)
-    logits = enlarged(network.score(features), image)
+    logits = model.enlarged(network.score(features), image)
     labels = node_labels(target, (3, 4)).flatten(1)
     assert (labels == 255).any()
     pairs = sum(

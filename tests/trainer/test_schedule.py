@@ -93,7 +93,11 @@ def test_bad_values(arguments: dict[str, Any], message: str) -> None:
 def test_bad_names() -> None:
     with pytest.raises(ValueError, match="`schedule` must be one of step, poly; got 'cosine'"):
         check_config(TrainConfig(optim=OptimConfig(schedule="cosine")))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`loss` must be one of cross_entropy, structured, dice, focal; got 'hinge'"):
+    with pytest.raises(
+        ValueError, match="`loss` must be one of cross_entropy, structured, dice, focal, lovasz; got 'hinge'"
+    ):
         check_config(TrainConfig(loss="hinge"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`ema` must be from 0 to below 1; got 1.0"):
+        check_config(TrainConfig(ema=1.0))
     with pytest.raises(ValueError, match="`patience` must be at least 0; got -1"):
         check_config(TrainConfig(patience=-1))

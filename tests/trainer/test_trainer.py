@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,8 @@ def test_same_seed_same_weights() -> None:
 
 
 @pytest.mark.parametrize("validated", [True, False])
-@pytest.mark.parametrize("rate", [0.05, 1e-9])
-def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: float) -> None:
+@pytest.mark.parametrize(("rate", "ema"), [(0.05, 0.0), (1e-9, 0.0), (0.05, 0.5)])
+def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: float, ema: float) -> None:
     """A run killed in epoch 4 of 5 ends as the uninterrupted run does, also if the last epochs were not the best."""
     val = loader(seed=1) if validated else None
 
@@ -194,17 +195,18 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: 
     torch.manual_seed(1)
     model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
     start = snapshot(model)
-    whole = trainer(model, output_dir=tmp_path / "whole", learning_rate=rate)
+    config = TrainConfig(ema=ema, optim=OptimConfig(learning_rate=rate))
+    whole = trainer(model, output_dir=tmp_path / "whole", config=config)
     expected = whole.run_stage(unary_stage(5), loader(), val)
     final = snapshot(model)
 
     model.load_state_dict(start)
     with pytest.raises(KilledError):
-        trainer(model, output_dir=tmp_path / "part", learning_rate=rate).run_stage(
+        trainer(model, output_dir=tmp_path / "part", config=config).run_stage(
             unary_stage(5), Stops(loader().dataset, 4), val
         )
     model.load_state_dict(start)
-    again = trainer(model, output_dir=tmp_path / "part", learning_rate=rate)
+    again = trainer(model, output_dir=tmp_path / "part", config=config)
     seen = CountsEpochs(loader().dataset, 4)
     history = again.run_stage(unary_stage(5), seen, val, resume=True)
     assert seen.epochs == 2
@@ -239,9 +241,43 @@ def test_leaves_nothing_behind_without_a_folder(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("loss", ["structured", "dice", "focal"])
+def test_mean_of_the_weights(tmp_path: Path) -> None:
+    """The exponential mean is validated, saved and left; its statistics are those of batch norm's too."""
+    torch.manual_seed(2)
+    model = PiecewiseTrainedModel(3, use_crf=False, unary=nn.Conv2d(3, 3, 1))
+    start = snapshot(model)
+    config = TrainConfig(optim=OptimConfig(learning_rate=0.05, momentum=0.0, weight_decay=0.0))
+    plain, steps = trainer(model, config=config), [start]
+
+    class Watches(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                steps.append(snapshot(model))
+                yield batch
+
+    plain.run_stage(unary_stage(3), Watches(loader(4).dataset, 4))
+    weights = [*(step["unary.weight"] for step in steps[2:]), model.unary.weight.detach()]  # after each step
+    mean = weights[0]
+    for weight in weights[1:]:
+        mean = 0.75 * mean + 0.25 * weight
+    model.load_state_dict(start)
+    averaged = trainer(model, config=dataclasses.replace(config, ema=0.75), output_dir=tmp_path)
+    val = loader(seed=1)
+    history = averaged.run_stage(unary_stage(3), loader(4), val)
+    saved = torch.load(tmp_path / "checkpoints" / "stage1" / "last.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(saved["model.unary.weight"], mean)
+    metrics = SegmentationMetrics(3)
+    with torch.inference_mode():
+        for image, label in val:
+            metrics.update(model(image)[0].argmax(1), label)
+    assert metrics.compute().miou == pytest.approx(max(history["val_miou"]))
+
+
+@pytest.mark.parametrize("loss", ["structured", "dice", "focal", "lovasz"])
 def test_losses_and_class_weights(loss: Any) -> None:
-    config = TrainConfig(loss=loss, class_weights="median", precision="bf16", optim=OptimConfig(optimizer="adamw"))
+    config = TrainConfig(
+        loss=loss, crf_loss=loss, class_weights="median", precision="bf16", optim=OptimConfig(optimizer="adamw")
+    )
     history = trainer(config=config).train_piecewise(loader(), 1, 1, 1)
     assert all(v == v for values in history.values() for v in values["train_loss"])
 

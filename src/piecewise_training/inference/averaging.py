@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from piecewise_training.config import InferenceConfig
-from piecewise_training.model import PiecewiseTrainedModel, enlarged
+from piecewise_training.model import PiecewiseTrainedModel
 
 _SMALLEST = 1e-3  # weight of a window's border: where no other window looks, it alone counts
 
@@ -45,7 +45,7 @@ def score(
     check(how)
     if how == InferenceConfig(overlap=how.overlap):
         nodes = model.score_nodes(image)
-        unary = enlarged(nodes.scores, image)
+        unary = model.enlarged(nodes.scores, image)
         after_unary()
         return Scored(unary, model.contextual(image, nodes))
     total, looks = image.new_zeros(()), 0
@@ -95,7 +95,7 @@ def _windows(model: PiecewiseTrainedModel, image: Tensor, how: InferenceConfig) 
 def _probabilities(model: PiecewiseTrainedModel, image: Tensor) -> Tensor:
     """The network's probabilities, and behind them the contextual CRF's where there is one."""
     nodes = model.score_nodes(image)
-    scores = [enlarged(nodes.scores, image), model.contextual(image, nodes)]
+    scores = [model.enlarged(nodes.scores, image), model.contextual(image, nodes)]
     return torch.cat([one.softmax(1) for one in scores if one is not None], 1)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from piecewise_training.networks.backbones import TimmSegmenter
@@ -31,6 +32,7 @@ def build_unary(
     num_classes: int,
     *,
     output_stride: int = 16,
+    finest: int = 4,
     pretrained: Pretrained = None,
     featmap: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -40,6 +42,7 @@ def build_unary(
         name: "largefov_vgg16", "fcn8s_vgg16" or any timm backbone.
         num_classes: number of score maps.
         output_stride: 8, 16 or 32, for a timm backbone; the two VGG networks have stride 8.
+        finest: stride of the scores, 2 or 4, for a timm backbone.
         pretrained: True, False, a local file, or None to try.
         featmap: makes "vgg16" or a timm backbone the trunk of a FeatMap-Net with these options, at stride 16.
 
@@ -53,9 +56,11 @@ def build_unary(
     if featmap is not None:
         if name in ("largefov_vgg16", "fcn8s_vgg16"):
             raise ValueError(f"`featmap` builds on a trunk: `unary` must be vgg16 or a timm backbone; got {name!r}.")
-        return FeatMapNet(name, num_classes, pretrained=pretrained, **featmap)
-    if name == "largefov_vgg16":
-        return LargeFOV(num_classes, pretrained)
-    if name == "fcn8s_vgg16":
-        return FCN8s(num_classes, pretrained)
-    return TimmSegmenter(name, num_classes, output_stride, pretrained)
+        network: nn.Module = FeatMapNet(name, num_classes, pretrained=pretrained, **featmap)
+    elif name == "largefov_vgg16":
+        network = LargeFOV(num_classes, pretrained)
+    elif name == "fcn8s_vgg16":
+        network = FCN8s(num_classes, pretrained)
+    else:
+        network = TimmSegmenter(name, num_classes, output_stride, pretrained, finest)
+    return network.to(memory_format=torch.channels_last)  # a training step of Lite0 in bfloat16 takes 0.6 of the time

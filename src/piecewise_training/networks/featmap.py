@@ -28,7 +28,8 @@ class FeatMapNet(nn.Module):
 
     On VGG-16 the first convolution of a block is fc6, which sees the pooled map through holes as it does in VGG. Batch
     normalisation in the blocks and the head, and all widths, are our choice. A trunk with batch normalisation, which
-    the paper's has not, shares its weights between the scales and keeps running statistics for each.
+    the paper's has not, shares its weights between the scales and keeps running statistics for each. A scale's size is
+    rounded to multiples of the stride, without which its map would be shifted against the others'.
 
     Args:
         trunk: "vgg16" or any convolutional timm backbone.
@@ -42,6 +43,7 @@ class FeatMapNet(nn.Module):
 
     Attributes:
         channels: of the feature map.
+        multiple: of which an image's sides should be.
 
     Raises:
         ValueError: timm has no such backbone, or a number is out of its range.
@@ -68,6 +70,7 @@ class FeatMapNet(nn.Module):
         _check(scales, pooling, widths)
         self.scales = tuple(scales)
         self.pooling = tuple(pooling)
+        self.multiple = STRIDE
         if trunk == "vgg16":
             widths = widths or (4096, 512, 512)
             self.backbone: nn.Module = vgg.convolutions(pool_strides=(2, 2, 2, 2, 1), last_dilation=1)
@@ -98,7 +101,7 @@ class FeatMapNet(nn.Module):
         return torch.cat([_resized(m, largest) for m in maps], 1)
 
     def _of_scale(self, image: Tensor, place: int) -> Tensor:
-        height, width = (max(1, round(side * self.scales[place])) for side in image.shape[2:])
+        height, width = (STRIDE * max(1, round(side * self.scales[place] / STRIDE)) for side in image.shape[2:])
         statistics = cast(_Statistics, self.statistics[place - 1]).by_name() if place else {}
         maps = functional_call(self.backbone, statistics, _resized(image, (height, width), antialias=True))
         deepest = self.blocks[place](maps if isinstance(maps, Tensor) else maps[-1])

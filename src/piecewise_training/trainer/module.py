@@ -7,12 +7,13 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from piecewise_training import checks
 from piecewise_training.config import TrainConfig
-from piecewise_training.losses import edge_nll, marginal_nll, node_labels, unary_loss
+from piecewise_training.losses import VOID, edge_nll, node_labels, unary_loss
 from piecewise_training.metrics import SegmentationMetrics
-from piecewise_training.model import Nodes, PiecewiseTrainedModel, enlarged
+from piecewise_training.model import Nodes, PiecewiseTrainedModel
 from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import Stage
 
@@ -99,7 +100,7 @@ class StageModule(lightning.LightningModule):
 
     def _forward(self, image: Tensor) -> tuple[Nodes, Tensor, Tensor | None]:
         nodes = self.model.score_nodes(image)
-        logits = enlarged(nodes.scores, image)
+        logits = self.model.enlarged(nodes.scores, image)
         if not self.stage.crf_weight:
             return nodes, logits, None
         return nodes, logits, self.model.refine(image, logits, self.model.contextual(image, nodes))
@@ -111,7 +112,7 @@ class StageModule(lightning.LightningModule):
         if self.stage.context_weight and nodes.features is not None:
             loss = loss + self.stage.context_weight * self._pairs_loss(nodes.scores, nodes.features, target)
         if self.stage.crf_weight and log_q is not None:
-            loss = loss + self.stage.crf_weight * marginal_nll(log_q, target, self.class_weight)
+            loss = loss + self.stage.crf_weight * unary_loss(self.config.crf_loss, self.class_weight)(log_q, target)
         return loss
 
     def _pairs_loss(self, unary: Tensor, features: Tensor, target: Tensor) -> Tensor:
@@ -119,6 +120,7 @@ class StageModule(lightning.LightningModule):
         context = self.model.context
         assert context is not None  # features come with it alone
         height, width = features.shape[2:]
+        target = functional.pad(target, self.model.margin(target), value=VOID)
         labels = node_labels(target, (height, width)).flatten(1)
         losses = [
             edge_nll(scores.float(), edges, labels, self.class_weight)

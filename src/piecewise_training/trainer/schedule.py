@@ -100,13 +100,15 @@ def check_config(config: TrainConfig) -> None:
         ValueError: an option is none of its names, or a number is out of its range.
     """
     optim = config.optim
-    of_training = ("context_training", "loss", "class_weights", "precision")
+    of_training = ("context_training", "loss", "crf_loss", "class_weights", "precision")
     for owner, names in ((config, of_training), (optim, ("optimizer", "schedule"))):
         hints = get_type_hints(type(owner))
         for name in names:
             if getattr(owner, name) not in get_args(hints[name]):
                 known = ", ".join(get_args(hints[name]))
                 raise ValueError(f"`{name}` must be one of {known}; got {getattr(owner, name)!r}.")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"`ema` must be from 0 to below 1; got {config.ema}.")
     if config.patience < 0:
         raise ValueError(f"`patience` must be at least 0; got {config.patience}.")
     _check_ranges(optim)

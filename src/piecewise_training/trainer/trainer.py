@@ -17,7 +17,7 @@ from typing import Any
 import lightning
 import torch
 from jaxtyping import Int
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -258,6 +258,8 @@ class PiecewiseTrainer:
         callbacks: list[Callback] = [history, *checkpoints(folder, validates)]
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
+        if self.config.ema:
+            callbacks.append(EMAWeightAveraging(decay=self.config.ema))
         if self.progress:
             callbacks.append(ProgressBar())
         return lightning.Trainer(

@@ -1,0 +1,313 @@
+"""Turns the results of the benchmarks into the pages and plots of docs/results; nothing in them is typed by hand.
+
+    python benchmarks/pages.py [--results benchmarks/results] [--docs docs/results]
+
+A page is made from each JSON file that is there. A test makes them again and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Report = Mapping[str, Any]
+BANDS = (1, 2, 4, 8, 16)
+COLOURS = ("#1f6feb", "#d9730d", "#2e7d32", "#9a3fb5", "#9aa4af")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table: names as they are, numbers with one digit."""
+    cells = [[f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    rule = ["---", *("--:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *cells))
+
+
+def origin(report: Report) -> str:
+    """Where and when the numbers were measured, and how to get them again."""
+    machine, versions = report["machine"], report["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    command = f"`{report['command']}`, " if "command" in report else ""
+    return (
+        f"Measured on {report['date']} on {machine['cores']} cores of {machine['processor']}: {command}{packages}, "
+        f"commit {report['commit'][:10]}."
+    )
+
+
+def percent(row: Mapping[str, Any]) -> list[float]:
+    """mIoU, accuracy, boundary IoU and the trimap's mIoU within each band."""
+    borders = row["borders"]
+    shares = [row["miou"], row["accuracy"], borders["boundary_iou"], *(borders[f"trimap_{band}"] for band in BANDS)]
+    return [100 * share for share in shares]
+
+
+MEASURES = ("mIoU", "accuracy", "boundary IoU", *(f"trimap {band} px" for band in BANDS))
+
+
+def crf_gain(report: Report) -> str:
+    """What each step of training brings."""
+    rows = report["rows"]
+    steps = [(name, *percent(row), 1e3 * row["seconds_an_image"]) for name, row in rows.items()]
+    classes = [(name, *(100 * iou for iou in row["iou"])) for name, row in rows.items()]
+    tuned = ", ".join(f"{name} {value:g}" for name, value in report["tuned"].items())
+    return "\n\n".join(
+        [
+            "# What each step of training brings",
+            "The network, the CRF and both together, on the validation images that none of them was trained on; in per "
+            "cent, the last column in milliseconds an image.",
+            markdown(["", *MEASURES, "ms"], steps),
+            "The IoU of each class:",
+            markdown(["", *report["classes"]], classes),
+            f"The CRF tuned on training images has {tuned}. Averaged are the scales "
+            f"{', '.join(f'{scale:g}' for scale in report['scales'])} and mirror images.",
+            origin(report),
+            f"The configuration of the run:\n\n```yaml\n{report['run'].strip()}\n```",
+        ]
+    )
+
+
+def recipe_levers(report: Report) -> str:
+    """What single changes of a recipe bring."""
+    rows = report["rows"]
+    classes = next(iter(rows.values()))["classes"]
+    cells = [
+        (
+            name,
+            100 * row["miou"],
+            100 * row["accuracy"],
+            100 * row["borders"]["trimap_4"],
+            row["training_seconds"] / 60,
+            *(f"{100 * iou:.0f}" for iou in row["iou"]),
+        )
+        for name, row in rows.items()
+    ]
+    return "\n\n".join(
+        [
+            "# What was tried for the recipe",
+            "The network alone after a short training of always the same length and seed, in per cent; single changes, "
+            "and some of them together.",
+            markdown(["", "mIoU", "accuracy", "trimap 4 px", "min", *classes], cells),
+            origin(report),
+            f"The configuration that they change:\n\n```yaml\n{report['config'].strip()}\n```",
+        ]
+    )
+
+
+def why_piecewise(report: Report) -> str:
+    """Piecewise, independent and joint training."""
+    rows = report["rows"]
+    cells = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        final = [100 * row["crf"]["miou"] for row in own]
+        cells.append(
+            (
+                name,
+                fmean(final),
+                f"{min(final):.1f} to {max(final):.1f}",
+                fmean(100 * row["unary"]["miou"] for row in own),
+                fmean(100 * row["crf"]["borders"]["trimap_4"] for row in own),
+                fmean(row["seconds"] for row in own),
+                f"{sum(row['diverged'] for row in own)} of {len(own)}",
+            )
+        )
+    return "\n\n".join(
+        [
+            "# Piecewise, independent or joint",
+            f"The same network and CRF from {len({row['seed'] for row in rows})} starts; validation in per cent. The "
+            "seconds are those of training.",
+            markdown(["", "mIoU", "range", "network alone", "trimap 4 px", "s", "diverged"], cells),
+            "![Validation mIoU over the time of training](why_piecewise.png)",
+            origin(report),
+            f"The configuration of the piecewise runs:\n\n```yaml\n{report['config'].strip()}\n```",
+        ]
+    )
+
+
+def curves(report: Report) -> Figure:
+    """Validation mIoU over the seconds of training, a line for each run."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    names = [name for name in dict.fromkeys(row["name"] for row in report["rows"]) if "epochs" not in name]
+    for name, colour in zip(names, COLOURS, strict=False):
+        for place, row in enumerate(row for row in report["rows"] if row["name"] == name):
+            seconds, miou = zip(*row["curve"], strict=True)
+            label = name if place == 0 else None
+            axis.plot(seconds, [100 * m for m in miou], color=colour, linewidth=1, alpha=0.8, label=label)
+    return _labelled(figure, axis, "seconds of training", "validation mIoU, %")
+
+
+def weak_nets(report: Report) -> str:
+    """When a CRF pays."""
+    kinds = ("unary", "default", "learned")
+    cells = [
+        (
+            f"stride {row['output_stride']}, {row['epochs']} epochs",
+            *(100 * row[kind]["miou"] for kind in kinds),
+            *(100 * row[kind]["borders"]["trimap_4"] for kind in kinds),
+        )
+        for row in report["rows"]
+    ]
+    return "\n\n".join(
+        [
+            "# When a dense CRF pays",
+            "Networks of several output strides, trained for several numbers of epochs: mIoU, then the trimap's mIoU "
+            "within 4 pixels, of the network alone, under a CRF with pydensecrf's usual parameters, and under one that "
+            "was learned on it; in per cent.",
+            markdown(["", "alone", "usual CRF", "learned CRF", "trimap: alone", "usual CRF", "learned CRF"], cells),
+            "![Gain of the CRF over the epochs of the network](weak_nets.png)",
+            origin(report),
+            f"The configuration:\n\n```yaml\n{report['config'].strip()}\n```",
+        ]
+    )
+
+
+def gains(report: Report) -> Figure:
+    """What the CRF adds to the mIoU, over the epochs of the network, a line for each stride."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    strides = dict.fromkeys(row["output_stride"] for row in report["rows"])
+    for stride, colour in zip(strides, COLOURS, strict=False):
+        own = [row for row in report["rows"] if row["output_stride"] == stride]
+        epochs = [row["epochs"] for row in own]
+        for kind, style in (("learned", "o-"), ("default", "o:")):
+            gain = [100 * (row[kind]["miou"] - row["unary"]["miou"]) for row in own]
+            axis.plot(epochs, gain, style, color=colour, label=f"stride {stride}, {kind}")
+    axis.axhline(0, color="#22262b", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xticks(sorted({row["epochs"] for row in report["rows"]}), minor=False)
+    axis.set_xticks([], minor=True)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    return _labelled(figure, axis, "epochs of the network", "gain in mIoU, points")
+
+
+def degraded_labels(report: Report) -> str:
+    """Other people's scores."""
+    cells = [
+        (f"{name}: {kind}", *percent(row), 1e3 * row["seconds_an_image"])
+        for name, own in report["results"].items()
+        for kind, row in own.items()
+    ]
+    settings = "; ".join(
+        f"{name}: {', '.join(f'{key} {value:g}' for key, value in options.items())}"
+        for name, options in report["settings"].items()
+        if options
+    )
+    return "\n\n".join(
+        [
+            "# A CRF on spoilt label maps",
+            f"True labels of {report['images']} images, blurred, sampled at an eighth of the resolution, mixed with "
+            "noise or cut down to scribbles, and refined without any training; in per cent, the last column in "
+            "milliseconds an image.",
+            markdown(["", *MEASURES, "ms"], cells),
+            f"The default is pydensecrf's usual one; {settings}.",
+            origin(report),
+        ]
+    )
+
+
+def context_ablation(report: Report) -> str:
+    """What the parts of the contextual CRF bring."""
+    names = {"unary": "", "context": ", no dense CRF", "crf": ""}
+    cells = [
+        (row["name"] + names[kind], *percent(result), row["training_seconds"] / 60)
+        for row in report["rows"]
+        for kind, result in row["results"].items()
+    ]
+    epochs = report["settings"]["training"]["stage1_epochs"]
+    return "\n\n".join(
+        [
+            "# What the contextual CRF's parts bring",
+            f"FeatMap-Net and the contextual CRF part by part, {epochs} epochs of the network, one seed; validation in "
+            "per cent. The rows from the dense CRF on have the very same network.",
+            markdown(["", *MEASURES, "min"], cells),
+            origin(report),
+        ]
+    )
+
+
+def dense_crf(report: Report) -> str:
+    """The speed of the dense CRF."""
+    cells = []
+    for row in report["results"]:
+        engines = row["engines"]
+        own, other = engines["piecewise-training"], engines["pydensecrf2"]
+        cells.append(
+            (
+                f"{row['case']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}",
+                own["setup_ms"],
+                own["iteration_ms"],
+                own["total_ms"],
+                other["total_ms"],
+                other["total_ms"] / own["total_ms"],
+                other["alternating_ms"] / own["alternating_ms"],
+            )
+        )
+    head = ["columns x rows x classes", "setup", "an iteration", "all", "pydensecrf2", "times faster", "alternating"]
+    return "\n\n".join(
+        [
+            "# How fast the dense CRF is",
+            f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians, "
+            "beside pydensecrf2 in the same process, which has one thread. Each engine's runs come in a block; in the "
+            "last column the engines take turns, so that each finds the other's data in the caches.",
+            markdown(head, cells),
+            origin(report),
+        ]
+    )
+
+
+PAGES: dict[str, Callable[[Report], str]] = {
+    "crf_gain": crf_gain,
+    "recipe_levers": recipe_levers,
+    "why_piecewise": why_piecewise,
+    "context_ablation": context_ablation,
+    "weak_nets": weak_nets,
+    "degraded_labels": degraded_labels,
+    "dense_crf": dense_crf,
+}
+PLOTS: dict[str, Callable[[Report], Figure]] = {"why_piecewise": curves, "weak_nets": gains}
+
+
+def write_pages(results: Path, docs: Path) -> list[Path]:
+    """Writes a page for each result that there is, with its plot, and gives their paths."""
+    docs.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, page in PAGES.items():
+        source = results / f"{name}.json"
+        if not source.is_file():
+            continue
+        report = json.loads(source.read_text())
+        written.append(docs / f"{name}.md")
+        written[-1].write_text(page(report) + "\n")
+        if name in PLOTS:
+            PLOTS[name](report).savefig(docs / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
+    return written
+
+
+def _labelled(figure: Figure, axis: Any, x: str, y: str) -> Figure:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    return figure
+
+
+def main() -> None:
+    """Reads the command line and writes the pages."""
+    root = Path(__file__).parents[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=root / "benchmarks/results")
+    parser.add_argument("--docs", type=Path, default=root / "docs/results")
+    arguments = parser.parse_args()
+    for path in write_pages(arguments.results, arguments.docs):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
