@@ -88,8 +88,15 @@ def test_lovasz_is_the_extension_of_the_jaccard_distance(weighted: bool) -> None
         terms.append(term)
     shares = [1.0] * K if weight is None else weight.tolist()
     expected = sum(t * s for t, s in zip(terms, shares, strict=True)) / sum(shares)
-    own = lovasz(logits, target, weight) - cross_entropy(logits, target, weight)
+    own = lovasz(logits, target, weight, every=1) - cross_entropy(logits, target, weight)
     assert own.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_lovasz_takes_every_second_pixel() -> None:
+    logits, target = batch()
+    own = lovasz(logits, target) - cross_entropy(logits, target)
+    logits, target = logits[:, :, ::2, ::2], target[:, ::2, ::2]
+    assert own.item() == pytest.approx((lovasz(logits, target, every=1) - cross_entropy(logits, target)).item())
 
 
 def test_lovasz_leaves_out_absent_classes() -> None:

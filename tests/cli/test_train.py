@@ -25,7 +25,8 @@ TINY = [
 FILES = {
     "config.yaml", "piecewise_model_final.pth", "piecewise_model_final.safetensors", "training_curves.png",
     "confusion_matrix.png", "per_class_iou.png", "sample_predictions.png", "crf_comparison.png", "metrics_summary.txt",
-    "metrics_summary.csv", "per_class_performance.csv", "checkpoints", "logs",
+    "metrics_summary.csv", "per_class_performance.csv", "checkpoints", "logs", "results.json", "report.html",
+    "report_pictures",
 }  # fmt: skip
 
 

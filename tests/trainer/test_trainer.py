@@ -21,7 +21,7 @@ from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer, crf_stage, unary_stage
 from piecewise_training.trainer.trainer import count_classes
 
-QUANTITIES = {"train_loss", "val_loss", "val_miou", "val_accuracy", "lr"}
+QUANTITIES = {"train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes"}
 
 
 class Small(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import ArgumentParser
 
+from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
@@ -52,7 +54,8 @@ def run(
         results["+ context"] = outcome.context
     if outcome.crf is not None:
         results["+ CRF"] = outcome.crf
-    write_results(Path(output), network, val_set, results, how=inference)
+    used = {"model": model, "data": dataclasses.asdict(data), "inference": dataclasses.asdict(inference), "seed": seed}
+    write_results(Path(output), network, val_set, results, configuration=plain(used), how=inference)
     print_summary(Console(), results, [], Path(output))
 
 

@@ -26,7 +26,7 @@ class Parser(ArgumentParser):
         del ex
         near = _nearest(message, self._names())
         hint = f" Did you mean {near}?" if near else ""
-        sentence = _plain(message)
+        sentence = _sentence(message)
         sys.stderr.write(f"{self.prog}: {sentence}.{hint}\nSee {self.prog} --help.\n")
         sys.exit(2)
 
@@ -69,7 +69,7 @@ def command_parser(run: Command, **kwargs: Any) -> Parser:
     return parser
 
 
-def _plain(message: str) -> str:
+def _sentence(message: str) -> str:
     """Jsonargparse's message in one sentence without the names of Python's types."""
     message = " ".join(message.replace("a typing.Literal[", "one of [").split()).rstrip(".")
     a_list = re.search(r'key "([\w.]+)": .*<class \'tuple\'>.*Given value: (.*)', message)
@@ -95,3 +95,10 @@ def _nearest(message: str, names: Iterable[str]) -> str | None:
         unknown.split(".")[-1], known, n=1, cutoff=0.6
     )
     return known[near[0]] if near else None
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML gives back."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

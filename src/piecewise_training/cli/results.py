@@ -20,12 +20,14 @@ from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import Relation
+from piecewise_training.report import RECORD_FILE, Parameter, RunRecord, write_gallery, write_page
 from piecewise_training.trainer import PiecewiseTrainer
 from piecewise_training.visualization import REPORT_FILES, Sample, summary_rows, write_report
 from piecewise_training.writing import atomic_write
 
 MODEL_FILES = ("piecewise_model_final.pth", "piecewise_model_final.safetensors")
-RUN_FILES = (*MODEL_FILES, *REPORT_FILES)
+PAGE = "report.html"
+RUN_FILES = (*MODEL_FILES, *REPORT_FILES, RECORD_FILE, PAGE)
 _SAMPLES = 5
 _PLAIN = InferenceConfig()
 # The columns of the summary that fit a terminal of 80 characters, and what they are called there.
@@ -101,19 +103,34 @@ def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:
     return values
 
 
-def notes(model: PiecewiseTrainedModel, start: Mapping[str, float], seconds: Mapping[str, float]) -> list[str]:
-    """How the CRF's parameters moved, how long the stages took, and on what, in words."""
+def parameters(model: PiecewiseTrainedModel, start: Mapping[str, float]) -> list[Parameter]:
+    """How the CRF's parameters moved."""
+    units = {"xy_std": "px", "rgb_std": "grey levels"}
     end = crf_values(model)
-    moved = ", ".join(f"{name} {start[name]:.2f} -> {end[name]:.2f}" for name in start)
-    spent = ", ".join(f"{stage} {value / 60:.1f} min" for stage, value in seconds.items())
-    return [f"CRF parameters: {moved}", f"Training time: {spent}", _surroundings(model)]
+    return [
+        Parameter(name, next((unit for part, unit in units.items() if name.endswith(part)), ""), start[name], end[name])
+        for name in start
+    ]
 
 
-def _surroundings(model: PiecewiseTrainedModel) -> str:
+def notes(moved: Sequence[Parameter], history: Mapping[str, Any], surroundings: Mapping[str, str]) -> list[str]:
+    """How the CRF's parameters moved, how long the stages took, and on what, in words."""
+    parts = ", ".join(f"{p.name} {p.before:.2f} -> {p.after:.2f}" for p in moved)
+    spent = ", ".join(f"{stage} {sum(values['seconds']) / 60:.1f} min" for stage, values in history.items())
+    return [f"CRF parameters: {parts}", f"Training time: {spent}", f"Made with {', '.join(surroundings.values())}"]
+
+
+def surroundings(model: PiecewiseTrainedModel) -> dict[str, str]:
+    """Versions, machine and date."""
     device = next(model.parameters()).device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    day = datetime.date.today().isoformat()
-    return f"Made by piecewise-training {__version__}, torch {torch.__version__}, {where}, {platform.platform()}, {day}"
+    return {
+        "package": f"piecewise-training {__version__}",
+        "torch": f"torch {torch.__version__}",
+        "device": where,
+        "platform": platform.platform(),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def write_results(
@@ -121,12 +138,15 @@ def write_results(
     model: PiecewiseTrainedModel,
     val_set: AnyDataset,
     results: Mapping[str, Result],
+    *,
+    configuration: Mapping[str, Any],
     history: Mapping[str, Any] | None = None,
     titles: Mapping[str, str] | None = None,
+    moved: Sequence[Parameter] = (),
     remarks: Sequence[str] = (),
     how: InferenceConfig = _PLAIN,
 ) -> None:
-    """Writes the report of a model, with a few images spread over the validation set."""
+    """Writes tables and pictures of a model, with a few images spread over the validation set, and its page."""
     step = max(1, len(val_set) // _SAMPLES)
     samples = []
     for index in range(0, len(val_set), step)[:_SAMPLES]:
@@ -141,6 +161,29 @@ def write_results(
         stage_titles=titles,
         notes=remarks,
     )
+    first, last = list(results.values())[0], list(results.values())[-1]
+    gallery = write_gallery(
+        folder,
+        val_set.names,
+        first.images,
+        last.images,
+        val_set.read,
+        lambda image: predict(model, image, how=how),
+        model.classes,
+    )
+    record = RunRecord(
+        name=folder.resolve().name,
+        classes=model.classes,
+        results=results,
+        history=history or {},
+        titles=titles or {},
+        parameters=moved,
+        configuration=configuration,
+        surroundings=surroundings(model),
+        gallery=gallery,
+    )
+    record.save(folder)
+    write_page(folder / PAGE, {folder: record})
 
 
 def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequence[str], folder: Path) -> None:
@@ -153,4 +196,4 @@ def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequ
     console.print(table)
     for remark in remarks:
         console.print(remark, highlight=False)
-    console.print(f"model, metrics and pictures are in {folder}", highlight=False)
+    console.print(f"everything is in {folder}; its page is {folder / PAGE}", highlight=False)

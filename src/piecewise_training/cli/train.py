@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
 _CONFIG = "config.yaml"
-_FOLDERS = ("checkpoints", "logs")
+_FOLDERS = ("checkpoints", "logs", "report_pictures")
 _DATA, _MODEL, _TRAINING = DataConfig(), ModelConfig(), TrainConfig()
 
 
@@ -47,7 +47,7 @@ def run(
         overwrite: replace the run in the output folder
     """
     folder = Path(output)
-    resolved = _plain(
+    resolved = plain(
         {
             "data": dataclasses.asdict(data),
             "model": dataclasses.asdict(model),
@@ -79,24 +79,32 @@ def run(
     if not resume:
         _start_output(folder, resolved, tables.RUN_FILES)
     results: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
     titles: dict[str, str] = {}
     start_values = tables.crf_values(network)
     for stage in stages:
         plural = "s" if stage.epochs > 1 else ""
         console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)
-        begin = time.perf_counter()
         history = trainer.run_stage(stage, batches, val_batches, resume=resume)
-        seconds[stage.name] = time.perf_counter() - begin
+        minutes = sum(history["seconds"]) / 60
         console.print(
-            f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {seconds[stage.name] / 60:.1f} min",
-            highlight=False,
+            f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {minutes:.1f} min", highlight=False
         )
         titles[stage.name] = stage.title
         results |= tables.evaluate_stage(trainer, stage.name, val_batches)
     tables.save_model(network, folder)
-    notes = tables.notes(network, start_values, seconds)
-    tables.write_results(folder, network, val_set, results, trainer.history, titles, notes)
+    moved = tables.parameters(network, start_values)
+    notes = tables.notes(moved, trainer.history, tables.surroundings(network))
+    tables.write_results(
+        folder,
+        network,
+        val_set,
+        results,
+        configuration=resolved,
+        history=trainer.history,
+        titles=titles,
+        moved=moved,
+        remarks=notes,
+    )
     tables.print_summary(console, results, notes, folder)
 
 
@@ -153,10 +161,3 @@ def _start_output(folder: Path, resolved: dict[str, Any], files: Iterable[str]) 
             (folder / name).unlink(missing_ok=True)
     with atomic_write(folder / _CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML gives back."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

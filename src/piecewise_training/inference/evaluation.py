@@ -11,7 +11,7 @@ from torch import Tensor
 
 from piecewise_training.config import InferenceConfig
 from piecewise_training.inference.averaging import check, score
-from piecewise_training.metrics import BorderMetrics, Scores, SegmentationMetrics
+from piecewise_training.metrics import BorderMetrics, Scores, SegmentationMetrics, scores_from_confusion
 from piecewise_training.model import PiecewiseTrainedModel
 
 _PLAIN = InferenceConfig()
@@ -26,12 +26,14 @@ class Result:
         confusion: the matrix (K, K): rows are the truth, columns the prediction.
         borders: boundary IoU and trimap scores by name.
         seconds: time to predict an image, on average.
+        images: mIoU of each image, over the classes in it or in its prediction.
     """
 
     scores: Scores
     confusion: Tensor
     borders: dict[str, float]
     seconds: float
+    images: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,31 @@ class _Tally:
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.metrics = SegmentationMetrics(num_classes).to(device)
         self.borders = BorderMetrics(num_classes).to(device)
-        self.seconds, self.images = 0.0, 0
+        self.seconds = 0.0
+        self.images: list[float] = []
 
     def add(self, prediction: Tensor, target: Tensor, seconds: float) -> None:
         self.metrics.update(prediction, target)
         self.borders.update(prediction, target)
         self.seconds += seconds
-        self.images += len(target)
+        self.images += [
+            scores_from_confusion(self._confusion(*pair)).miou for pair in zip(prediction, target, strict=True)
+        ]
 
     def result(self) -> Result:
         return Result(
             self.metrics.compute(),
             self.metrics.confusion.cpu(),
             self.borders.compute(),
-            self.seconds / max(1, self.images),
+            self.seconds / max(1, len(self.images)),
+            tuple(self.images),
         )
+
+    def _confusion(self, prediction: Tensor, target: Tensor) -> Tensor:
+        classes = self.metrics.num_classes
+        known = target != self.metrics.ignore_index
+        pairs = target[known].long() * classes + prediction[known]
+        return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def evaluate(

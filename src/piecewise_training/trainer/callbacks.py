@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-HISTORY = ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr")
+from piecewise_training.trainer.memory import peak_bytes, reset_peak
+
+HISTORY = ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes")
 
 
 class History(lightning.Callback):
@@ -16,15 +19,18 @@ class History(lightning.Callback):
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {name: [] for name in HISTORY}
+        self._begin = 0.0
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The learning rate at the start of the epoch."""
-        del pl_module
         self.values["lr"].append(trainer.optimizers[0].param_groups[0]["lr"])
+        self._begin = time.perf_counter()
+        reset_peak(pl_module.device)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The epoch's losses and scores; validation has run by now."""
-        del pl_module
+        """The epoch's losses and scores, its time and memory; validation has run by now."""
+        self.values["seconds"].append(time.perf_counter() - self._begin)
+        self.values["peak_bytes"].append(peak_bytes(pl_module.device))
         for name in HISTORY:
             if name in trainer.callback_metrics:
                 self.values[name].append(float(trainer.callback_metrics[name]))
@@ -35,7 +41,7 @@ class History(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint."""
-        self.values = state_dict["values"]
+        self.values |= state_dict["values"]
 
 
 class ProgressBar(RichProgressBar):

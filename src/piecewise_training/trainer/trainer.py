@@ -131,7 +131,8 @@ class PiecewiseTrainer:
 
         Returns:
             By stage ("stage1", "stage2_context" if that is trained, "stage2", "stage3") and quantity ("train_loss",
-            "val_loss", "val_miou", "val_accuracy", "lr") a value for each epoch.
+            "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes") a value for each epoch; time and
+            memory include validation.
 
         Raises:
             ValueError: the model has no CRF, or a label is neither a class nor void.

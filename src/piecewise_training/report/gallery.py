@@ -1,0 +1,124 @@
+"""The images that a report shows: the best, the median and the worst, with what was made of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from piecewise_training.dataset import VOID, Classes
+from piecewise_training.figures import paint
+from piecewise_training.inference import Prediction
+
+FOLDER = "report_pictures"
+_LONGEST = 560  # pixels of a picture's longer side: nine rows of them fit a page that can be sent by mail
+# Right before and after, mended by the CRF, spoilt by it, wrong before and after, void.
+_ERRORS = np.array([(232, 236, 240), (46, 125, 50), (217, 115, 13), (160, 32, 40), (255, 255, 255)], np.uint8)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the gallery.
+
+    Attributes:
+        name: of the image.
+        rank: "best", "median" or "worst", by mIoU after the CRF.
+        before: mIoU of the network alone on it.
+        after: mIoU of the last prediction on it.
+        pictures: by title, the files in the run's folder.
+    """
+
+    name: str
+    rank: str
+    before: float
+    after: float
+    pictures: dict[str, str]
+
+
+def choose(scores: Sequence[float], each: int = 3) -> list[tuple[str, int]]:
+    """Ranks and places of the best, the median and the worst images; each image at most once.
+
+    Example:
+        >>> choose([0.5, 0.9, 0.1], each=1)
+        [('best', 1), ('median', 0), ('worst', 2)]
+    """
+    order = sorted((place for place, score in enumerate(scores) if score == score), key=lambda place: -scores[place])
+    each = max(1, min(each, len(order) // 3))
+    middle = max(0, (len(order) + 1) // 2 - (each + 1) // 2)
+    groups = {"best": order[:each], "worst": order[-each:], "median": order[middle : middle + each]}
+    taken: dict[int, str] = {}
+    for rank, places in groups.items():
+        for place in places:
+            taken.setdefault(place, rank)
+    by_rank = {rank: [place for place in order if taken.get(place) == rank] for rank in ("best", "median", "worst")}
+    return [(rank, place) for rank, places in by_rank.items() for place in places]
+
+
+def write_gallery(
+    folder: Path,
+    names: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    predict: Callable[[np.ndarray], Prediction],
+    classes: Classes,
+) -> list[Shown]:
+    """Writes the pictures of the best, the median and the worst images into the run's folder.
+
+    Args:
+        folder: of the run; the pictures of an earlier time are replaced.
+        names: of all images.
+        before: mIoU of the network alone on each.
+        after: mIoU of the last prediction on each.
+        read: gives an image (H, W, 3) uint8 and its true labels (H, W) by its place.
+        predict: gives what a model says of an image.
+        classes: names and colours.
+    """
+    target = folder / FOLDER
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    gallery = []
+    for number, (rank, place) in enumerate(choose(after), 1):
+        image, truth = read(place)
+        prediction = predict(image)
+        first, last = prediction.unary_labels, prediction.labels
+        pictures = {
+            "image": image,
+            "truth": paint(truth, classes),
+            "unary": paint(first, classes),
+            "CRF": paint(last, classes),
+            "errors": error_map(truth, first, last),
+        }
+        files = {}
+        for title, picture in pictures.items():
+            files[title] = f"{FOLDER}/{number}_{rank}_{title.lower()}.{'jpg' if title == 'image' else 'png'}"
+            _save(picture, folder / files[title], smooth=title == "image")
+        gallery.append(Shown(names[place], rank, before[place], after[place], files))
+    return gallery
+
+
+def error_map(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where labels are wrong, as RGB (H, W, 3): mended green, spoilt orange, wrong before and after red.
+
+    Example:
+        >>> truth = np.array([[0, 0, 0, 0, 255]], np.uint8)
+        >>> before, after = np.array([[0, 1, 0, 1, 0]]), np.array([[0, 0, 1, 1, 0]])
+        >>> error_map(truth, before, after)[0, 1].tolist()
+        [46, 125, 50]
+    """
+    kind = 2 * (after != truth) + (before != truth)  # 0 right, 1 mended, 2 spoilt, 3 wrong
+    return _ERRORS[np.where(truth == VOID, 4, kind)]
+
+
+def _save(picture: np.ndarray, path: Path, *, smooth: bool) -> None:
+    """Written straight to its name: the record, which names it, comes last."""
+    image = Image.fromarray(picture)
+    factor = min(1.0, _LONGEST / max(image.size))
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+    image.save(path, **({"quality": 82} if smooth else {"optimize": True}))

@@ -1,0 +1,184 @@
+"""One self-contained HTML page from the records of one or several runs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from piecewise_training.inference import Result
+from piecewise_training.report import charts
+from piecewise_training.report.record import RunRecord
+from piecewise_training.writing import atomic_write
+
+_COLUMNS = ("mIoU", "accuracy", "boundary IoU", "trimap 4 px", "ms an image")
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place of the confusion matrix: the share of the true class's pixels, and what a pointer on it is told."""
+
+    share: float
+    told: str
+
+
+def write_page(path: Path, runs: Mapping[Path, RunRecord]) -> None:
+    """Writes the report of one run, or of several side by side.
+
+    Of several, the runs' last results are compared, and each run's own tables and curves follow, without galleries.
+
+    Args:
+        path: of the page, one HTML file that needs no other.
+        runs: by folder; pictures of the gallery are there.
+
+    Raises:
+        FileNotFoundError: a picture of the gallery is missing.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
+    names = _names(list(runs.values()))
+    single = len(runs) == 1
+    numbered = enumerate(zip(names, runs.items(), strict=True), 1)
+    shown = [_run(name, folder, run, number, single) for number, (name, (folder, run)) in numbered]
+    page = template.render(
+        title=names[0] if single else f"{len(runs)} runs compared",
+        runs=shown,
+        columns=_COLUMNS,
+        comparison=None if single else _comparison(names, list(runs.values())),
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> dict[str, Any]:
+    """What the template wants of a run."""
+    first, last = list(run.results)[0], list(run.results)[-1]
+    ends = {first: run.results[first], last: run.results[last]}
+    return {
+        "name": name,
+        "number": number,
+        "summary": summary(run.results),
+        "stages": charts.stages_chart(run.history, run.titles) if run.history else "",
+        "classes": _classes(run, ends),
+        "ends": list(ends),
+        "bands": charts.bands_chart({title: result.borders for title, result in run.results.items()}),
+        "confusion": _confusion(run.results[last], run.classes.names),
+        "class_names": run.classes.names,
+        "last": last,
+        "gallery": _gallery(folder, run) if single else [],
+        "parameters": run.parameters,
+        "costs": _costs(run),
+        "configuration": yaml.safe_dump(dict(run.configuration), sort_keys=False) if run.configuration else "",
+        "surroundings": [(key, [value]) for key, value in run.surroundings.items()],
+    }
+
+
+def summary(results: Mapping[str, Result]) -> list[tuple[str, list[str]]]:
+    """The rows of the summary: shares in per cent."""
+    return [
+        (
+            name,
+            [
+                f"{100 * result.scores.miou:.2f}",
+                f"{100 * result.scores.pixel_accuracy:.2f}",
+                f"{100 * result.borders['boundary_iou']:.2f}",
+                f"{100 * result.borders['trimap_4']:.2f}",
+                f"{1000 * result.seconds:.0f}",
+            ],
+        )
+        for name, result in results.items()
+    ]
+
+
+def _classes(run: RunRecord, ends: Mapping[str, Result]) -> list[dict[str, Any]]:
+    rows = []
+    for k, (name, colour) in enumerate(zip(run.classes.names, run.classes.colours, strict=True)):
+        ious = [100 * float(result.scores.iou[k]) for result in ends.values()]
+        rows.append({"name": name, "colour": f"rgb{colour}", "ious": [iou if iou == iou else None for iou in ious]})
+    return rows
+
+
+def _confusion(result: Result, names: Sequence[str]) -> list[list[Cell]]:
+    rows = []
+    for true, counts in zip(names, result.confusion.tolist(), strict=True):
+        whole = sum(counts)
+        rows.append(
+            [
+                Cell(100 * count / max(1, whole), f"{count:,} of {whole:,} pixels of {true} are called {predicted}")
+                for predicted, count in zip(names, counts, strict=True)
+            ]
+        )
+    return rows
+
+
+def _gallery(folder: Path, run: RunRecord) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": shown.name,
+            "rank": shown.rank,
+            "before": f"{100 * shown.before:.1f}",
+            "after": f"{100 * shown.after:.1f}",
+            "pictures": {title: _embedded(folder / file) for title, file in shown.pictures.items()},
+        }
+        for shown in run.gallery
+    ]
+
+
+def _embedded(path: Path) -> str:
+    return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _costs(run: RunRecord) -> list[tuple[str, list[str]]]:
+    """Of each stage: what it trained; epochs, minutes and memory."""
+    rows = []
+    for stage, values in run.history.items():
+        seconds, peaks = values.get("seconds", ()), values.get("peak_bytes", ())
+        rows.append(
+            (
+                run.titles.get(stage) or stage,
+                [
+                    str(len(values["train_loss"])),
+                    f"{sum(seconds) / 60:.1f}" if seconds else "not known",
+                    f"{max(peaks) / 2**30:.2f}" if peaks else "not known",
+                ],
+            )
+        )
+    return rows
+
+
+def _comparison(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the runs' last results have side by side, and what their configurations differ in."""
+    last = {name: list(run.results.values())[-1] for name, run in zip(names, runs, strict=True)}
+    trained = {name: run.history for name, run in zip(names, runs, strict=True) if run.history}
+    flat = [dict(_flattened(run.configuration)) for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    differing = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
+    same = len({run.classes.names for run in runs}) == 1
+    return {
+        "summary": summary(last),
+        "runs": charts.runs_chart(trained) if trained else "",
+        "bands": charts.bands_chart({name: result.borders for name, result in last.items()}),
+        "classes": _classes(runs[0], last) if same else [],
+        "differences": [(key, [str(one.get(key, "")) for one in flat]) for key in differing],
+        "names": list(names),
+    }
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += _flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """The runs' names, numbered where they are the same."""
+    names = [run.name for run in runs]
+    return [f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]

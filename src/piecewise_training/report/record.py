@@ -1,0 +1,129 @@
+"""What a run leaves to be reported, in one JSON file: nothing has to be computed again for a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from piecewise_training.dataset import Classes
+from piecewise_training.inference import Result
+from piecewise_training.metrics import scores_from_confusion
+from piecewise_training.report.gallery import Shown
+from piecewise_training.writing import atomic_write
+
+RECORD_FILE = "results.json"
+_FORMAT = "piecewise-training results 1"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A learned number of the CRF before and after training.
+
+    Attributes:
+        name: as `DenseCRF` has it.
+        unit: "px", "grey levels" or "".
+        before: at the start.
+        after: at the end.
+    """
+
+    name: str
+    unit: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that the page of a run shows.
+
+    Attributes:
+        name: of the run.
+        classes: names and colours.
+        results: by name, from the plainest to the best.
+        history: by stage and quantity, a value for each epoch; empty if nothing was trained.
+        titles: what each stage trained.
+        parameters: of the CRF.
+        configuration: of the run, as nested mappings.
+        surroundings: versions, machine and date, in words.
+        gallery: images to show.
+    """
+
+    name: str
+    classes: Classes
+    results: Mapping[str, Result]
+    history: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
+    parameters: Sequence[Parameter] = ()
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    surroundings: Mapping[str, str] = field(default_factory=dict)
+    gallery: Sequence[Shown] = ()
+
+    def save(self, folder: Path) -> None:
+        """Writes the record into the run's folder."""
+        content = {
+            "format": _FORMAT,
+            "name": self.name,
+            "classes": asdict(self.classes),
+            "results": {name: _plain(result) for name, result in self.results.items()},
+            "history": {stage: dict(values) for stage, values in self.history.items()},
+            "titles": dict(self.titles),
+            "parameters": [asdict(parameter) for parameter in self.parameters],
+            "configuration": dict(self.configuration),
+            "surroundings": dict(self.surroundings),
+            "gallery": [asdict(shown) for shown in self.gallery],
+        }
+        with atomic_write(folder / RECORD_FILE) as temporary:
+            temporary.write_text(json.dumps(content))
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Reads the record of a run's folder.
+
+        Raises:
+            FileNotFoundError: the folder holds none.
+            ValueError: the file is not one.
+        """
+        path = folder / RECORD_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"there is no {RECORD_FILE} in {folder}: give the folder of a finished `piecewise train` or `evaluate`."
+            )
+        try:
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON ({error}).") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"{path} was not written by piecewise train or evaluate of this version.")
+        stored = content["classes"]
+        colours = tuple((r, g, b) for r, g, b in stored["colours"])
+        return cls(
+            name=content["name"],
+            classes=Classes(tuple(stored["names"]), colours),
+            results={name: _result(values) for name, values in content["results"].items()},
+            history=content["history"],
+            titles=content["titles"],
+            parameters=[Parameter(**values) for values in content["parameters"]],
+            configuration=content["configuration"],
+            surroundings=content["surroundings"],
+            gallery=[Shown(**values) for values in content["gallery"]],
+        )
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "confusion": result.confusion.tolist(),
+        "borders": result.borders,
+        "seconds": result.seconds,
+        "images": list(result.images),
+    }
+
+
+def _result(values: Mapping[str, Any]) -> Result:
+    confusion = torch.tensor(values["confusion"])
+    scores = scores_from_confusion(confusion)
+    return Result(scores, confusion, values["borders"], values["seconds"], tuple(values["images"]))

@@ -1,0 +1,63 @@
+"""Which images are shown, and their pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from piecewise_training.report import RunRecord
+from piecewise_training.report.gallery import choose, error_map
+
+
+@given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=30), st.integers(1, 4))
+def test_best_median_and_worst(scores: list[float], each: int) -> None:
+    chosen = choose(scores, each)
+    known = sorted(score for score in scores if score == score)
+    by_rank = {rank: [scores[p] for r, p in chosen if r == rank] for rank in ("best", "median", "worst")}
+    places = [place for _, place in chosen]
+    assert len(set(places)) == len(places)
+    assert [rank for rank, _ in chosen] == sorted((rank for rank, _ in chosen), key=["best", "median", "worst"].index)
+    if len(known) >= 3 * each:
+        assert by_rank["best"] == known[::-1][:each]
+        assert by_rank["worst"] == known[:each][::-1]
+        assert len(by_rank["median"]) == each
+        assert known[0] <= min(by_rank["median"])
+        assert max(by_rank["median"]) <= known[-1]
+    else:
+        assert len(chosen) == min(len(known), 3 * max(1, len(known) // 3))
+
+
+def test_median_is_in_the_middle() -> None:
+    assert choose([0.1 * k for k in range(9)], each=1) == [("best", 8), ("median", 4), ("worst", 0)]
+    assert [place for rank, place in choose([0.1 * k for k in range(15)]) if rank == "median"] == [8, 7, 6]
+
+
+def test_colours_of_errors() -> None:
+    truth = np.array([[0, 0, 0, 0, 255]], np.uint8)
+    before, after = np.array([[0, 1, 0, 1, 0]], np.uint8), np.array([[0, 0, 1, 2, 0]], np.uint8)
+    colours = error_map(truth, before, after)[0].tolist()
+    assert colours == [[232, 236, 240], [46, 125, 50], [217, 115, 13], [160, 32, 40], [255, 255, 255]]
+
+
+def test_pictures(record: RunRecord, tmp_path: Path) -> None:
+    assert [shown.name for shown in record.gallery] == ["c", "a", "b"]
+    assert [shown.rank for shown in record.gallery] == ["best", "median", "worst"]
+    for shown in record.gallery:
+        assert [*shown.pictures] == ["image", "truth", "unary", "CRF", "errors"]
+        for file in shown.pictures.values():
+            with Image.open(tmp_path / file) as picture:
+                assert picture.size == (560, 420)
+    with Image.open(tmp_path / record.gallery[0].pictures["errors"]) as picture:
+        errors = np.array(picture.convert("RGB"))
+    assert errors[0, 0].tolist() == [46, 125, 50]
+    assert errors[-1, -1].tolist() == [232, 236, 240]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_images(count: int) -> None:
+    assert len(choose([0.5] * count)) == count
