@@ -25,24 +25,18 @@ from piecewise_training.dataset import build_datasets, train_loader, val_loader
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer
 
+_LOVASZ, _HALF, _MEAN = ["--training.loss", "lovasz"], ["--data.batch_size", "4"], ["--training.ema", "0.98"]
 VARIANTS: dict[str, list[str]] = {
     "base": [],
-    "Lovász": ["--training.loss", "lovasz"],
+    "Lovász": _LOVASZ,
     "median class weights": ["--training.class_weights", "median"],
     "focal": ["--training.loss", "focal"],
-    "scores at stride 2": ["--model.finest", "2"],
-    "mean of the weights": ["--training.ema", "0.98"],
+    "mean of the weights": _MEAN,
     "twice the rate": ["--training.optim.learning_rate", "0.002"],
-    "half the batch": ["--data.batch_size", "4"],
+    "half the batch": _HALF,
     "scales 0.75 to 2.25": ["--data.scale", "[0.75,2.25]"],
-    "Lovász, stride 2": ["--training.loss", "lovasz", "--model.finest", "2"],
-    "Lovász, half the batch": ["--training.loss", "lovasz", "--data.batch_size", "4"],
-    "Lovász, stride 2, half the batch": [
-        *("--training.loss", "lovasz", "--model.finest", "2", "--data.batch_size", "4"),
-    ],
-    "Lovász, stride 2, half the batch, mean": [
-        *("--training.loss", "lovasz", "--model.finest", "2", "--data.batch_size", "4", "--training.ema", "0.98"),
-    ],
+    "Lovász, half the batch": [*_LOVASZ, *_HALF],
+    "Lovász, half the batch, mean": [*_LOVASZ, *_HALF, *_MEAN],
 }
 
 

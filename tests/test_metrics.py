@@ -155,6 +155,17 @@ def test_border_scores_are_the_brute_force_ones() -> None:
         assert ours[f"trimap_{band}"] == pytest.approx(iou.mean())
 
 
+def test_boundary_in_pixels() -> None:
+    g = torch.Generator().manual_seed(3)
+    truth, found = (torch.randint(0, 3, (1, 30, 40), generator=g) for _ in range(2))
+    scores = []
+    for boundary in (2, 0.04):  # the diagonal is 50 pixels
+        metrics = BorderMetrics(3, boundary=boundary, bands=())
+        metrics.update(found, truth)
+        scores.append(metrics.compute()["boundary_iou"])
+    assert scores[0] == scores[1] > 0
+
+
 def test_perfect_borders() -> None:
     _, truth = maps(0, 3)
     metrics = BorderMetrics(3)
@@ -163,7 +174,10 @@ def test_perfect_borders() -> None:
 
 
 def test_bad_border_arguments() -> None:
-    with pytest.raises(ValueError, match="`boundary` must be a share of the diagonal between 0 and 1; got 2"):
-        BorderMetrics(2, boundary=2)
+    for wrong in (0, -1, 0.0, 1.0, 2.5):
+        with pytest.raises(
+            ValueError, match="`boundary` must be a share of the diagonal between 0 and 1, or an int of"
+        ):
+            BorderMetrics(2, boundary=wrong)
     with pytest.raises(ValueError, match=r"`bands` must be distances of at least 1 pixel; got \(0,\)"):
         BorderMetrics(2, bands=(0,))

@@ -143,7 +143,6 @@ class ModelConfig:
         context: Adds a contextual CRF on the network's feature map.
         pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
         output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
-        finest: Stride of a timm backbone's scores: 4, or 2 for thin things.
         crf_iterations: Mean-field updates in evaluation.
         crf_train_iterations: Mean-field updates in training.
         pos_xy_std: Bandwidth of the spatial kernel, in pixels.
@@ -164,7 +163,6 @@ class ModelConfig:
     context: ContextConfig | None = None
     pretrained: bool | str | None = None
     output_stride: Literal[8, 16, 32] = 16
-    finest: Literal[2, 4] = 4
     crf_iterations: int = 10
     crf_train_iterations: int = 5
     pos_xy_std: float = 3.0

@@ -120,7 +120,7 @@ class BorderMetrics(torchmetrics.Metric):
 
     Args:
         num_classes: K.
-        boundary: distance for boundary IoU, as a share of the image's diagonal; at least one pixel.
+        boundary: distance for boundary IoU: a share of the image's diagonal, at least one pixel, or an int of pixels.
         bands: distances for the trimap scores, in pixels.
         ignore_index: the label of void.
 
@@ -139,14 +139,16 @@ class BorderMetrics(torchmetrics.Metric):
     def __init__(
         self,
         num_classes: int,
-        boundary: float = 0.02,
+        boundary: float | int = 0.02,
         bands: tuple[int, ...] = (1, 2, 4, 8, 16),
         ignore_index: int = VOID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < boundary < 1:
-            raise ValueError(f"`boundary` must be a share of the diagonal between 0 and 1; got {boundary}.")
+        if boundary < 1 if isinstance(boundary, int) else not 0 < boundary < 1:
+            raise ValueError(
+                f"`boundary` must be a share of the diagonal between 0 and 1, or an int of pixels; got {boundary}."
+            )
         if any(band < 1 for band in bands):
             raise ValueError(f"`bands` must be distances of at least 1 pixel; got {bands}.")
         self.num_classes = num_classes
@@ -168,7 +170,8 @@ class BorderMetrics(torchmetrics.Metric):
         _check_maps(prediction, target, self.num_classes, self.ignore_index)
         target = target.long()
         prediction = prediction.long().where(target != self.ignore_index, self.ignore_index)
-        width = max(1, round(self.boundary * math.hypot(*target.shape[1:])))
+        share = not isinstance(self.boundary, int)
+        width = max(1, round(self.boundary * math.hypot(*target.shape[1:]))) if share else int(self.boundary)
         true_edge = border_band(target, width, self.ignore_index)
         found_edge = border_band(prediction, width, self.ignore_index)
         both = true_edge & found_edge & (prediction == target)

@@ -55,7 +55,6 @@ class PiecewiseTrainedModel(nn.Module):
             continued to the next multiple of it, so that its maps lie on the image without a shift.
         pretrained: ImageNet weights for a network given by name: True, False, a local file, or None to try.
         output_stride: 8, 16 or 32, for a timm backbone.
-        finest: stride of a timm backbone's scores, 4 or 2.
         crf: the dense CRF's starting values and options, as `DenseCRF` takes them.
         featmap: makes `unary`, "vgg16" or a timm backbone, the trunk of a FeatMap-Net with these options; see
             `networks.FeatMapNet`.
@@ -84,7 +83,6 @@ class PiecewiseTrainedModel(nn.Module):
         unary: str | nn.Module = "largefov_vgg16",
         pretrained: Pretrained = None,
         output_stride: int = 16,
-        finest: int = 4,
         crf: dict[str, Any] | None = None,
         featmap: Mapping[str, Any] | None = None,
         context: ContextualCRF | Mapping[str, Any] | None = None,
@@ -107,7 +105,6 @@ class PiecewiseTrainedModel(nn.Module):
                 unary,
                 num_classes,
                 output_stride=output_stride,
-                finest=finest,
                 pretrained=pretrained,
                 featmap=featmap,
             )
@@ -120,7 +117,6 @@ class PiecewiseTrainedModel(nn.Module):
             "use_crf": use_crf,
             "unary": None if own else unary,
             "output_stride": output_stride,
-            "finest": finest,
             "crf": dict(crf or {}),
             "featmap": None if featmap is None else dict(featmap),
             "context": None if self.context is None else self.context.configuration(),

@@ -20,15 +20,6 @@ def test_scores_at_a_quarter(output_stride: int, height: int, width: int) -> Non
     assert net(torch.zeros(2, 3, height, width)).shape == (2, 5, -(-height // 4), -(-width // 4))
 
 
-def test_scores_at_a_half() -> None:
-    net = TimmSegmenter("mobilenetv3_small_050", 5, pretrained=False, finest=2).eval()
-    assert net(torch.zeros(2, 3, 65, 71)).shape == (2, 5, 33, 36)
-    with pytest.raises(ValueError, match="`finest` must be 2 or 4; got 3"):
-        TimmSegmenter("resnet18", 5, pretrained=False, finest=3)
-    with pytest.raises(ValueError, match="'convnext_atto' has no feature map at stride 2 to find borders in"):
-        TimmSegmenter("convnext_atto", 5, pretrained=False, finest=2)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
 def test_weights_of_the_classifier_fit(name: str) -> None:
     """Every tensor of the feature extractor is found under the names of timm's published classifier."""

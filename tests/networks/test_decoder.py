@@ -8,18 +8,11 @@ from piecewise_training.networks import Decoder
 
 
 def test_scores_have_the_early_maps_size() -> None:
-    decoder = Decoder([8], 16, 5, dilations=(2, 4), width=12)
-    assert decoder([torch.randn(2, 8, 17, 23)], torch.randn(2, 16, 5, 6)).shape == (2, 5, 17, 23)
-
-
-def test_scores_have_the_earliest_maps_size() -> None:
-    decoder = Decoder([8, 4], 16, 5, dilations=(2,), width=12)
-    early = [torch.randn(2, 8, 17, 23), torch.randn(2, 4, 33, 45)]
-    assert decoder(early, torch.randn(2, 16, 5, 6)).shape == (2, 5, 33, 45)
-    assert decoder.feature_map(early, torch.randn(2, 16, 5, 6)).shape == (2, decoder.channels, 33, 45)
+    decoder = Decoder(8, 16, 5, dilations=(2, 4), width=12)
+    assert decoder(torch.randn(2, 8, 17, 23), torch.randn(2, 16, 5, 6)).shape == (2, 5, 17, 23)
 
 
 def test_trains_on_a_single_deep_pixel() -> None:
     """The pooled branch has no batch norm, which could not be trained on one value."""
-    decoder = Decoder([8], 16, 5, dilations=(2,), width=12)
-    decoder([torch.randn(2, 8, 4, 4)], torch.randn(2, 16, 1, 1)).sum().backward()
+    decoder = Decoder(8, 16, 5, dilations=(2,), width=12)
+    decoder(torch.randn(2, 8, 4, 4), torch.randn(2, 16, 1, 1)).sum().backward()

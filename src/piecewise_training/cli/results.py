@@ -55,7 +55,6 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
         unary=config.unary,
         pretrained=config.pretrained,
         output_stride=config.output_stride,
-        finest=config.finest,
         crf={"train_iterations": config.crf_train_iterations, **crf},
         featmap=None if config.featmap is None else dataclasses.asdict(config.featmap),
         context=None if config.context is None else _context(config.context),

@@ -32,7 +32,6 @@ def build_unary(
     num_classes: int,
     *,
     output_stride: int = 16,
-    finest: int = 4,
     pretrained: Pretrained = None,
     featmap: Mapping[str, Any] | None = None,
 ) -> nn.Module:
@@ -42,7 +41,6 @@ def build_unary(
         name: "largefov_vgg16", "fcn8s_vgg16" or any timm backbone.
         num_classes: number of score maps.
         output_stride: 8, 16 or 32, for a timm backbone; the two VGG networks have stride 8.
-        finest: stride of the scores, 2 or 4, for a timm backbone.
         pretrained: True, False, a local file, or None to try.
         featmap: makes "vgg16" or a timm backbone the trunk of a FeatMap-Net with these options, at stride 16.
 
@@ -62,5 +60,5 @@ def build_unary(
     elif name == "fcn8s_vgg16":
         network = FCN8s(num_classes, pretrained)
     else:
-        network = TimmSegmenter(name, num_classes, output_stride, pretrained, finest)
+        network = TimmSegmenter(name, num_classes, output_stride, pretrained)
     return network.to(memory_format=torch.channels_last)  # a training step of Lite0 in bfloat16 takes 0.6 of the time

@@ -19,7 +19,7 @@ from piecewise_training.networks.weights import Pretrained, StateDict, initialis
 
 
 class TimmSegmenter(nn.Module):
-    """A timm backbone at output stride 8, 16 or 32 with a DeepLabV3+ style decoder; scores come at stride 4 or 2.
+    """A timm backbone at output stride 8, 16 or 32 with a DeepLabV3+ style decoder; scores come at stride 4.
 
     A backbone's maps lie on the image without a shift only where its sides are multiples of the output stride: paddings
     differ with the parity of a map's sides. On CamVid (360 rows) that cost a point of mIoU, and five at 450 rows. A
@@ -31,14 +31,13 @@ class TimmSegmenter(nn.Module):
         output_stride: resolution of the deepest feature map. On a CPU, stride 8 of a backbone with depth-wise
             convolutions is slow: torch has no fast dilated depth-wise convolution there.
         pretrained: True, False, a local file, or None to try; see `weights.initialise`.
-        finest: stride of the scores: 4, or 2 with one more layer of the decoder, for thin things.
 
     Attributes:
         multiple: of which an image's sides should be.
         channels: of the feature map.
 
     Raises:
-        ValueError: timm has no such backbone, or not with this output stride, or no feature map at stride `finest`.
+        ValueError: timm has no such backbone, or not with this output stride.
 
     Example:
         >>> import torch
@@ -47,24 +46,18 @@ class TimmSegmenter(nn.Module):
         torch.Size([1, 11, 16, 24])
     """
 
-    def __init__(
-        self, backbone: str, num_classes: int, output_stride: int = 16, pretrained: Pretrained = None, finest: int = 4
-    ) -> None:
+    def __init__(self, backbone: str, num_classes: int, output_stride: int = 16, pretrained: Pretrained = None) -> None:
         super().__init__()
-        if finest not in (2, 4):
-            raise ValueError(f"`finest` must be 2 or 4; got {finest!r}.")
         self.backbone = feature_extractor(backbone, output_stride)
         info = self.backbone.feature_info
-        strides, channels = info.reduction(), info.channels()
-        early = [place for place, stride in enumerate(strides) if stride <= 4 and stride < strides[-1]][-1:]
-        fine = [place for place, stride in enumerate(strides) if stride == 2] if finest == 2 else []
-        if not early or (finest == 2 and not fine):
-            missing = "stride 4 or less" if not early else "stride 2"
-            raise ValueError(f"`unary` {backbone!r} has no feature map at {missing} to find borders in.")
-        self._early = (*early, *fine)
+        early = [i for i, stride in enumerate(info.reduction()) if stride <= 4][-1:]
+        if not early or info.reduction()[early[0]] >= info.reduction()[-1]:
+            raise ValueError(f"`unary` {backbone!r} has no feature map at stride 4 or less to find borders in.")
+        self._early = early[0]
         self.multiple = output_stride
+        channels = info.channels()
         dilations = {8: (12, 24), 16: (6, 12), 32: (3, 6)}[output_stride]
-        self.decoder = Decoder([channels[place] for place in self._early], channels[-1], num_classes, dilations)
+        self.decoder = Decoder(channels[self._early], channels[-1], num_classes, dilations)
         self.channels = self.decoder.channels
         initialise_backbone(self.backbone, backbone, pretrained)
 
@@ -74,13 +67,13 @@ class TimmSegmenter(nn.Module):
         return self.decoder.score
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h4 w4"]:
-        """Score maps at a quarter or a half of the resolution."""
+        """Score maps at a quarter of the resolution."""
         return self.score(self.feature_map(image))
 
     def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h4 w4"]:
         """The feature map that is scored."""
         maps = self.backbone(image)
-        return self.decoder.feature_map([maps[place] for place in self._early], maps[-1])
+        return self.decoder.feature_map(maps[self._early], maps[-1])
 
 
 def initialise_backbone(backbone: nn.Module, name: str, pretrained: Pretrained) -> None:
