@@ -14,7 +14,9 @@ import pages  # noqa: E402
 
 def test_pages_are_generated(tmp_path: Path) -> None:
     written = pages.write_pages(ROOT / "benchmarks/results", tmp_path)
-    assert {path.name for path in written} == {path.name for path in (ROOT / "docs/results").glob("*.md")} - {"index.md"}
+    assert {path.name for path in written} == {path.name for path in (ROOT / "docs/results").glob("*.md")} - {
+        "index.md"
+    }
     for path in written:
         assert path.read_text() == (ROOT / "docs/results" / path.name).read_text(), (
             f"run benchmarks/pages.py: {path.name}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from piecewise_training import __version__
-from piecewise_training.cli import data, evaluate, predict, refine, report, train
+from piecewise_training.cli import data, demo, evaluate, predict, refine, report, train
 from piecewise_training.cli.parsing import Parser, command_parser
 
 _COMMANDS: dict[str, Any] = {
@@ -17,6 +17,7 @@ _COMMANDS: dict[str, Any] = {
     "predict": predict.run,
     "refine": refine.run,
     "report": report.run,
+    "demo": demo.run,
 }
 # What a command line is completed with before it is parsed for good.
 _WITH_DEFAULTS: dict[str | None, Any] = {"train": train.with_defaults, "evaluate": evaluate.with_data_of_run}

@@ -1,0 +1,153 @@
+"""What the page computes, without the page: what is dropped on it, scores, and the CRF at the sliders' values."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from piecewise_training.crf import DenseCRF
+from piecewise_training.dataset import VOID, Classes, SyntheticDataset, normalise
+from piecewise_training.figures import overlay
+from piecewise_training.inference import scores_from_labels
+from piecewise_training.model import PiecewiseTrainedModel
+
+LONGEST = 1024  # pixels of an image's longer side: sliders should answer at once
+MOST_PIXELS = 50_000_000
+_CHANGED = np.array([217, 48, 37], np.uint8)
+
+
+@dataclass(frozen=True, eq=False)  # compared and hashed as the object that it is
+class Scene:
+    """An image and the scores that the CRF refines.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        scores: (K, H, W) float32.
+        before: (H, W) labels without the CRF, void where nothing is known.
+    """
+
+    image: np.ndarray
+    scores: np.ndarray
+    before: np.ndarray
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What the CRF made of a scene.
+
+    Attributes:
+        before: the image under its labels without the CRF.
+        after: the image under the CRF's labels.
+        changed: the image in grey, in red where the two differ.
+        share: of pixels that differ.
+        seconds: that the CRF took.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    changed: np.ndarray
+    share: float
+    seconds: float
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image of a file as (H, W, 3) uint8, upright, and no larger than the page can refine at once.
+
+    Raises:
+        ValueError: the file is no image, is cut short, or is larger than 50 megapixels.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{name} has {image.width} x {image.height} pixels: at most 50 megapixels, please.")
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be read as an image. Take a PNG or JPEG file that is whole.") from error
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return np.array(picture)
+
+
+def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """A mask of a file as labels (H, W) of an image's size; a pixel that is no class is void.
+
+    Raises:
+        ValueError: the file is no image with one channel, or holds no class at all.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be read as an image. Take a PNG of class indices.") from error
+    if image.mode not in ("P", "L", "1"):
+        raise ValueError(f"{name} is in colour ({image.mode}): a mask's pixels must be class indices.")
+    labels = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(np.uint8)
+    labels = np.where(labels < num_classes, labels, VOID).astype(np.uint8)
+    if (labels == VOID).all():
+        raise ValueError(f"{name} holds no label from 0 to {num_classes - 1}.")
+    return labels
+
+
+def drawn_image(seed: int) -> np.ndarray:
+    """A scene that the package draws itself."""
+    return SyntheticDataset(1, (240, 320), seed=seed).read(0)[0]
+
+
+def strokes(layer: np.ndarray, classes: Classes) -> np.ndarray:
+    """Labels (H, W) of painted strokes (H, W, 4): the class of the nearest colour, void where nothing is painted."""
+    colours = np.array(classes.colours, np.int32)
+    distance = ((layer[..., None, :3].astype(np.int32) - colours) ** 2).sum(-1)
+    return np.where(layer[..., 3] > 127, distance.argmin(-1), VOID).astype(np.uint8)
+
+
+def scene_of_model(model: PiecewiseTrainedModel, image: np.ndarray) -> Scene:
+    """An image with a model's scores."""
+    pixels = normalise(torch.from_numpy(image).permute(2, 0, 1))[None].to(next(model.parameters()).device)
+    with torch.inference_mode():
+        nodes = model.score_nodes(pixels)
+        contextual = model.contextual(pixels, nodes)
+        scores = model.enlarged(nodes.scores, pixels) if contextual is None else contextual
+    array = scores[0].float().cpu().numpy()
+    return Scene(image, array, array.argmax(0).astype(np.uint8))
+
+
+def scene_of_labels(image: np.ndarray, labels: np.ndarray, num_classes: int, confidence: float) -> Scene:
+    """An image with labels that are trusted so far."""
+    return Scene(image, scores_from_labels(labels, num_classes, confidence), labels)
+
+
+def adjusted(crf: DenseCRF, values: Mapping[str, float], compatibility: float, iterations: int) -> DenseCRF:
+    """A copy of a CRF with other bandwidths and weights, costs of labels times a factor, and so many updates."""
+    other = copy.deepcopy(crf).cpu().eval()
+    other.num_iterations = iterations
+    with torch.no_grad():
+        for name, value in values.items():
+            factor = compatibility if name.endswith("_w") else 1.0
+            getattr(other, f"log_{name}").copy_(torch.tensor(max(1e-6, value * factor)).log())
+    return other
+
+
+def refine_scene(scene: Scene, crf: DenseCRF, classes: Classes) -> Refined:
+    """Refines a scene and paints what changed."""
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+    start = time.perf_counter()
+    with torch.inference_mode():
+        labels = crf(torch.from_numpy(scene.scores)[None], image)[0].argmax(0).numpy().astype(np.uint8)
+    seconds = time.perf_counter() - start
+    differs = labels != scene.before
+    grey = scene.image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+    return Refined(
+        before=overlay(scene.image, scene.before, classes),
+        after=overlay(scene.image, labels, classes),
+        changed=np.where(differs[..., None], _CHANGED, grey // 2 + 96),
+        share=float(differs.mean()),
+        seconds=seconds,
+    )

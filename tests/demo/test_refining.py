@@ -1,0 +1,100 @@
+"""What the demonstration computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piecewise_training.crf import DenseCRF, dense_crf
+from piecewise_training.dataset import Classes
+from piecewise_training.demo import refining
+from piecewise_training.model import PiecewiseTrainedModel
+
+CLASSES = Classes.named("abc")
+
+
+def test_reads_upright_and_not_too_large(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # taken on its side
+    Image.new("L", (3000, 1500), 200).save(tmp_path / "a.jpg", exif=exif)
+    image = refining.read_image(tmp_path / "a.jpg")
+    assert image.shape == (1024, 512, 3)
+    assert image.dtype == np.uint8
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.png", "short.png"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image. Take a PNG or JPEG file"):
+            refining.read_image(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image. Take a PNG of class indices"):
+            refining.read_mask(tmp_path / name, (10, 10), 3)
+
+
+def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    monkeypatch.setattr(refining, "MOST_PIXELS", 1000)
+    with pytest.raises(ValueError, match="a.png has 40 x 30 pixels: at most 50 megapixels, please"):
+        refining.read_image(tmp_path / "a.png")
+
+
+def test_masks(tmp_path: Path) -> None:
+    labels = np.array([[0, 1], [2, 9]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    assert refining.read_mask(tmp_path / "m.png", (4, 4), 3)[::2, ::2].tolist() == [[0, 1], [2, 255]]
+    Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
+    with pytest.raises(ValueError, match=r"rgb.png is in colour \(RGB\): a mask's pixels must be class indices"):
+        refining.read_mask(tmp_path / "rgb.png", (4, 4), 3)
+    Image.new("L", (4, 4), 77).save(tmp_path / "void.png")
+    with pytest.raises(ValueError, match="void.png holds no label from 0 to 2"):
+        refining.read_mask(tmp_path / "void.png", (4, 4), 3)
+
+
+def test_strokes() -> None:
+    layer = np.zeros((2, 3, 4), np.uint8)
+    layer[0, 1] = (*CLASSES.colours[1], 255)
+    layer[1, 2] = (*CLASSES.colours[2], 255)
+    layer[1, 0] = (*CLASSES.colours[2], 20)  # the soft edge of a brush
+    assert refining.strokes(layer, CLASSES).tolist() == [[255, 1, 255], [255, 255, 2]]
+
+
+def test_sliders_are_the_crfs_parameters() -> None:
+    """At the sliders' values the scene is what `dense_crf` makes of it; at the start it is the model's own."""
+    torch.manual_seed(0)
+    image = refining.drawn_image(3)[:60, :80]
+    model = PiecewiseTrainedModel(3, 4, unary=torch.nn.Conv2d(3, 3, 3, padding=1)).eval()
+    assert model.crf is not None
+    scene = refining.scene_of_model(model, image)
+    start = {name: float(value.detach()) for name, value in model.crf.kernel_parameters().items()}
+    same = refining.adjusted(model.crf, start, 1.0, 4)
+    scores, pixels = torch.from_numpy(scene.scores)[None], torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(same(scores, pixels), model.crf(scores, pixels), atol=1e-4, rtol=1e-4)
+    other = refining.adjusted(DenseCRF(3, compatibility="potts"), {"pos_w": 2.0, "bilateral_rgb_std": 5.0}, 1.5, 2)
+    expected = dense_crf(scores, pixels, pos_w=3.0, bilateral_rgb_std=5.0, iterations=2)
+    with torch.inference_mode():
+        torch.testing.assert_close(other(scores, pixels), expected, atol=1e-4, rtol=1e-4)
+    assert model.crf.num_iterations == 4
+
+
+def test_what_changed() -> None:
+    image = refining.drawn_image(1)[:40, :50]
+    labels = np.full((40, 50), 255, np.uint8)
+    labels[:20, 10:14], labels[25:, 30:34] = 0, 1
+    scene = refining.scene_of_labels(image, labels, 3, 0.9)
+    crf = refining.adjusted(DenseCRF(3, compatibility="potts"), {}, 1.0, 5)
+    refined = refining.refine_scene(scene, crf, CLASSES)
+    with torch.inference_mode():
+        after = crf(torch.from_numpy(scene.scores)[None], torch.from_numpy(image).permute(2, 0, 1)[None])[0].argmax(0)
+    differs = after.numpy() != labels
+    assert refined.share == differs.mean()
+    assert (refined.changed[differs] == (217, 48, 37)).all()
+    assert refined.before.shape == refined.after.shape == (40, 50, 3)
+    assert refined.seconds > 0
