@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from torch import Tensor
 
 from piecewise_training.trainer.memory import peak_bytes, reset_peak
 
@@ -52,6 +54,23 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+def mean_of_weights(decay: float) -> WeightAveraging:
+    """An exponential mean of weights and running statistics over the steps, which is validated and kept.
+
+    After n steps the decay is at most (1 + n) / (10 + n): a stage of few steps would otherwise end near its start.
+    """
+
+    def update(means: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
+        own = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for mean, value in zip(means, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - own)
+            else:
+                mean.copy_(value)
+
+    return WeightAveraging(multi_avg_fn=update)
 
 
 def checkpoints(folder: Path, validates: bool) -> list[ModelCheckpoint]:

@@ -17,7 +17,7 @@ from typing import Any
 import lightning
 import torch
 from jaxtyping import Int
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,7 +27,7 @@ from piecewise_training.config import OptimConfig, Strategy, TrainConfig
 from piecewise_training.losses import VOID, class_weights
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import stages
-from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints
+from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
@@ -260,7 +260,7 @@ class PiecewiseTrainer:
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
         if self.config.ema:
-            callbacks.append(EMAWeightAveraging(decay=self.config.ema))
+            callbacks.append(mean_of_weights(self.config.ema))
         if self.progress:
             callbacks.append(ProgressBar())
         return lightning.Trainer(
