@@ -1,12 +1,14 @@
-"""The reference pages that are made from the code: the command line, the configuration, every public name."""
+"""The pages that are made from the code: the command line, the configuration, every public name; and the notebook."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.parsing import Parser
 
+NOTEBOOK = Path(__file__).parents[1] / "piecewise_training_pipeline.ipynb"
 PACKAGES = {
     "crf": "The CRF",
     "model": "The model",
@@ -30,6 +32,7 @@ def write(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "cli.md").write_text(command_line())
     (folder / "config.md").write_text(configuration())
+    shutil.copy(NOTEBOOK, folder / "pipeline.ipynb")
     for name, title in PACKAGES.items():
         (folder / f"{name}.md").write_text(package(name, title))
 
