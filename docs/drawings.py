@@ -1,0 +1,81 @@
+"""The drawn figures of the documentation."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+INK, BLUE, ORANGE, GREY, PALE = "#22262b", "#1f6feb", "#d9730d", "#9aa4af", "#eef1f4"
+
+
+def write(folder: Path) -> None:
+    """Writes all of them into a folder."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in (("potentials", potentials()), ("stages", stages())):
+        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def potentials() -> Figure:
+    """Which places the two CRFs couple: all pixels, and a place of the feature map with those around and above it."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    titles = ("dense CRF: every two pixels", "contextual CRF: surrounding", "contextual CRF: above / below")
+    for axis, title in zip(figure.subplots(1, 3), titles, strict=True):
+        axis.set_title(title, fontsize=9, color=INK)
+        axis.set_aspect("equal")
+        axis.axis("off")
+        axis.set_xlim(-0.7, 6.7)
+        axis.set_ylim(6.7, -0.7)
+        places = list(itertools.product(range(0, 7, 2 if title.startswith("dense") else 1), repeat=2))
+        if title.startswith("dense"):
+            for (x, y), (u, v) in itertools.combinations(places, 2):
+                near = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
+                axis.plot([x, u], [y, v], color=BLUE, linewidth=0.8, alpha=0.6 * 0.6**near + 0.03)
+        else:
+            top, bottom = (1, 5) if title.endswith("surrounding") else (-0, 3)
+            axis.add_patch(Rectangle((0.6, top - 0.4), 4.8, bottom - top + 0.8, facecolor=PALE, edgecolor=GREY))
+            for x, y in places:
+                if 1 <= x <= 5 and top <= y <= bottom and (x, y) != (3, 3):
+                    axis.plot([3, x], [3, y], color=ORANGE, linewidth=0.9)
+        for x, y in places:
+            middle = (x, y) == (3, 3)
+            colour = ORANGE if middle else BLUE if title.startswith("dense") else GREY
+            axis.plot(x, y, "o", color=colour, markersize=7 if middle else 5)
+    return figure
+
+
+def stages() -> Figure:
+    """What each stage trains, what it keeps fixed, and what it minimises."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    axis = figure.subplots()
+    axis.axis("off")
+    axis.set_xlim(0, 11.2)
+    axis.set_ylim(-0.1, 3.3)
+    rows = (
+        ("1. unary CNN", True, False, "softmax of each pixel"),
+        ("2. CRF, CNN fixed", False, True, "marginals of the CRF"),
+        ("3. CNN and CRF", True, True, "both, at a tenth of the rates"),
+    )
+    for row, (title, trains_cnn, trains_crf, loss) in enumerate(rows):
+        y = 2.55 - 1.1 * row
+        axis.text(0, y, title, fontsize=9, color=INK, va="center")
+        _box(axis, 2.6, y, "CNN", BLUE if trains_cnn else GREY)
+        _box(axis, 5.0, y, "CRF", (BLUE if trains_crf else GREY) if row else PALE)
+        _arrow(axis, 3.95, y)
+        _arrow(axis, 6.35, y)
+        axis.text(7.3, y, loss, fontsize=9, color=INK, va="center")
+    return figure
+
+
+def _box(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axis.add_patch(
+        FancyBboxPatch((x, y - 0.3), 1.3, 0.6, "round,pad=0.02,rounding_size=0.08", facecolor=colour, edgecolor=GREY)
+    )
+    axis.text(x + 0.65, y, text, color=INK if colour == PALE else "white", fontsize=9, ha="center", va="center")
+
+
+def _arrow(axis: Axes, x: float, y: float) -> None:
+    axis.add_patch(FancyArrowPatch((x, y), (x + 1.0, y), arrowstyle="-|>", mutation_scale=12, color=INK))
