@@ -23,6 +23,7 @@ def potentials() -> Figure:
     """Which places the two CRFs couple: all pixels, and a place of the feature map with those around and above it."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     titles = ("dense CRF: every two pixels", "contextual CRF: surrounding", "contextual CRF: above / below")
+    node = (-1, -1)
     for axis, title in zip(figure.subplots(1, 3), titles, strict=True):
         axis.set_title(title, fontsize=9, color=INK)
         axis.set_aspect("equal")
@@ -35,13 +36,13 @@ def potentials() -> Figure:
                 near = ((x - u) ** 2 + (y - v) ** 2) ** 0.5
                 axis.plot([x, u], [y, v], color=BLUE, linewidth=0.8, alpha=0.6 * 0.6**near + 0.03)
         else:
-            top, bottom = (1, 5) if title.endswith("surrounding") else (-0, 3)
-            axis.add_patch(Rectangle((0.6, top - 0.4), 4.8, bottom - top + 0.8, facecolor=PALE, edgecolor=GREY))
+            node, top = ((3, 3), 1) if title.endswith("surrounding") else ((3, 5), 0)
+            axis.add_patch(Rectangle((0.6, top - 0.4), 4.8, 4.8, facecolor=PALE, edgecolor=GREY))
             for x, y in places:
-                if 1 <= x <= 5 and top <= y <= bottom and (x, y) != (3, 3):
-                    axis.plot([3, x], [3, y], color=ORANGE, linewidth=0.9)
+                if 1 <= x <= 5 and top <= y <= top + 4 and (x, y) != node:
+                    axis.plot([node[0], x], [node[1], y], color=ORANGE, linewidth=0.9)
         for x, y in places:
-            middle = (x, y) == (3, 3)
+            middle = (x, y) == node
             colour = ORANGE if middle else BLUE if title.startswith("dense") else GREY
             axis.plot(x, y, "o", color=colour, markersize=7 if middle else 5)
     return figure
