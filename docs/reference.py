@@ -19,6 +19,7 @@ PACKAGES = {
     "losses": "Losses",
     "metrics": "Metrics",
     "report": "The report",
+    "export": "Export",
     "visualization": "Tables and pictures",
     "figures": "Figures",
     "pydensecrf.densecrf": "pydensecrf's classes",

@@ -256,3 +256,31 @@ def test_printed_configuration_is_the_one_that_runs(capsys: pytest.CaptureFixtur
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["model"]["unary"] == "mobilenetv3_small_050"
     assert printed["seed"] == 3
+
+
+@pytest.mark.slow
+def test_devices(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two processes leave one run, which as many or one more can resume."""
+    output = ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    assert main(["train", *TINY, *output, "--data.batch_size", "2", "--devices", "2"]) == 0
+    assert capfd.readouterr().out.count("stage1: unary CNN, 2 epochs") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+    assert not list(tmp_path.glob("**/*_resumed_*"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "stage3")
+    assert main(["train", *output, "--resume", "--devices", "2"]) == 0
+    assert main(["train", *output, "--resume"]) == 0
+
+
+def test_devices_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "--output", str(tmp_path / "run"), "--devices", "0"]) == 1
+    assert "`devices` must be at least 1; got 0." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ["--data.val_scenes", "1", "--devices", "2", "--output", str(tmp_path / "run")]
+    assert main(["train", *TINY, *few]) == 1
+    error = capfd.readouterr().err
+    assert "1 validation images cannot be shared out among 2 processes." in error
+    assert "one of 2 processes failed, see above." in error

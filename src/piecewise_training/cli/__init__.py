@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from piecewise_training import __version__
-from piecewise_training.cli import data, demo, evaluate, predict, refine, report, train
+from piecewise_training.cli import data, demo, evaluate, export, predict, refine, report, train
 from piecewise_training.cli.parsing import Parser, command_parser
 
 _COMMANDS: dict[str, Any] = {
@@ -18,6 +18,7 @@ _COMMANDS: dict[str, Any] = {
     "refine": refine.run,
     "report": report.run,
     "demo": demo.run,
+    "export": export.run,
 }
 # What a command line is completed with before it is parsed for good.
 _WITH_DEFAULTS: dict[str | None, Any] = {"train": train.with_defaults, "evaluate": evaluate.with_data_of_run}

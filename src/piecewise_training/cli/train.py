@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def run(
     output: str = "training_results",
     seed: int = 0,
     device: str = "auto",
+    devices: int = 1,
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -43,6 +45,7 @@ def run(
         output: folder for everything that the run leaves
         seed: of everything random
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
+        devices: how many GPUs (on the CPU, processes) train together, each with batches of data.batch_size
         resume: go on with the run that was interrupted in the output folder
         overwrite: replace the run in the output folder
     """
@@ -57,7 +60,16 @@ def run(
             "device": device,
         }
     )
-    _check_output(folder, resolved, resume=resume, overwrite=overwrite)
+    from piecewise_training import processes
+
+    if devices < 1:
+        raise ValueError(f"`devices` must be at least 1; got {devices}.")
+    group = processes.current()
+    if group.first:
+        _check_output(folder, resolved, resume=resume, overwrite=overwrite)
+    if devices > 1 and group.size == 1:
+        _train_together(resolved, devices, resume=resume, overwrite=overwrite)
+        return
 
     from rich.console import Console
 
@@ -65,7 +77,7 @@ def run(
     from piecewise_training.dataset import build_datasets, train_loader, val_loader
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
-    console = Console()
+    console = Console(quiet=not group.first)
     train_set, val_set = build_datasets(data, seed)
     assert train_set.classes is not None
     console.print(
@@ -73,10 +85,12 @@ def run(
         highlight=False,
     )
     network = tables.build_model(model, train_set.classes, seed)
-    trainer = PiecewiseTrainer(network, device, network.num_classes, config=training, output_dir=folder, seed=seed)
+    trainer = PiecewiseTrainer(
+        network, device, network.num_classes, config=training, output_dir=folder, seed=seed, progress=group.first
+    )
     batches, val_batches = train_loader(train_set, data, seed), val_loader(val_set, data)
     stages = plan(training, network.context is not None)
-    if not resume:
+    if not resume and group.first:
         _start_output(folder, resolved, tables.RUN_FILES)
     results: dict[str, Any] = {}
     titles: dict[str, str] = {}
@@ -90,7 +104,11 @@ def run(
             f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {minutes:.1f} min", highlight=False
         )
         titles[stage.name] = stage.title
-        results |= tables.evaluate_stage(trainer, stage.name, val_batches)
+        if group.first:
+            results |= tables.evaluate_stage(trainer, stage.name, val_batches)
+        group.wait()
+    if not group.first:
+        return
     tables.save_model(network, folder)
     moved = tables.parameters(network, start_values)
     notes = tables.notes(moved, trainer.history, tables.surroundings(network))
@@ -120,6 +138,17 @@ def with_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]
         return list(arguments)
     command = arguments.index("train") + 1
     return [*arguments[:command], "--config", str(base), *arguments[command:]]
+
+
+def _train_together(resolved: dict[str, Any], devices: int, *, resume: bool, overwrite: bool) -> None:
+    """The same command in as many processes."""
+    from piecewise_training import processes
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch) / _CONFIG
+        config.write_text(yaml.safe_dump(resolved))
+        switches = [f"--{name}" for name, on in (("resume", resume), ("overwrite", overwrite)) if on]
+        processes.launch(["train", "--config", str(config), *switches], devices)
 
 
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

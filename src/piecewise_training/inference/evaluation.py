@@ -47,8 +47,9 @@ class Evaluation:
 
 class _Tally:
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.metrics = SegmentationMetrics(num_classes).to(device)
-        self.borders = BorderMetrics(num_classes).to(device)
+        # Of the images given to this process, also while others train with it.
+        self.metrics = SegmentationMetrics(num_classes, sync_on_compute=False).to(device)
+        self.borders = BorderMetrics(num_classes, sync_on_compute=False).to(device)
         self.seconds = 0.0
         self.images: list[float] = []
 

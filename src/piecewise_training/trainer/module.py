@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+import torchmetrics
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,7 @@ class StageModule(lightning.LightningModule):
         self.config = config
         self.register_buffer("class_weight", weight, persistent=False)
         self.metrics = SegmentationMetrics(model.num_classes)
+        self.mean_loss = torchmetrics.MeanMetric()
         if not stage.trains_unary:
             model.unary.requires_grad_(False)
         if model.crf is not None and not stage.trains_crf:
@@ -64,7 +66,7 @@ class StageModule(lightning.LightningModule):
         checks.labels(target, self.model.num_classes)
         nodes, logits, log_q = self._forward(image)
         loss = self._loss(nodes, logits, log_q, target)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
@@ -80,13 +82,15 @@ class StageModule(lightning.LightningModule):
             nodes, logits, log_q = self._forward(image)
             judged = self.model.contextual(image, nodes) if self.stage.judged_by == "context" else log_q
             judged = logits if judged is None else judged
-            self.log("val_loss", self._loss(nodes, logits, log_q, target), batch_size=len(image))
+            self.mean_loss.update(self._loss(nodes, logits, log_q, target), len(image))
         self.metrics.update(judged.argmax(1), target)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs what follows from the confusion matrix."""
+        """Logs the mean loss and what follows from the confusion matrix, of the images of all processes."""
         scores = self.metrics.compute()
-        self.metrics.reset()
+        self.log("val_loss", self.mean_loss.compute())
+        for metric in (self.metrics, self.mean_loss):
+            metric.reset()
         self.log("val_miou", scores.miou, prog_bar=True)
         self.log("val_accuracy", scores.pixel_accuracy)
 

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from piecewise_training import checks
+from piecewise_training import checks, processes
 from piecewise_training.config import OptimConfig, Strategy, TrainConfig
 from piecewise_training.losses import VOID, class_weights
 from piecewise_training.model import PiecewiseTrainedModel
@@ -46,6 +46,9 @@ class PiecewiseTrainer:
     After each stage the model holds the weights of the epoch with the best validation mIoU, or those that the stage
     began with, where they are known to be better; of the last epoch, without a validation set.
 
+    In a script that torchrun has started in several processes, these train together: every process on its share of the
+    images, in batches of the loader's size each, and all end with the same weights. The first of them writes the files.
+
     Args:
         model: what to train, in place.
         device: "cpu", "cuda", "cuda:1", "mps", a torch.device, or "auto" for the best there is.
@@ -58,8 +61,8 @@ class PiecewiseTrainer:
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: `num_classes` is not the model's, a rate is given both here and in `config`, or an option of the
-            `config` is unknown or out of its range.
+        ValueError: `num_classes` is not the model's, a rate is given both here and in `config`, an option of the
+            `config` is unknown or out of its range, or several processes cannot share the `device`.
 
     Example:
         >>> from piecewise_training.dataset import SyntheticDataset
@@ -96,7 +99,8 @@ class PiecewiseTrainer:
             raise ValueError("give `learning_rate` and `weight_decay` in `config.optim` or as arguments, not in both.")
         check_config(config)
         self.model = model
-        self.device = best_device(device)
+        self.group = processes.current()
+        self.device = self.group.own_device(best_device(device))
         self.config = config
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.seed = seed
@@ -187,19 +191,23 @@ class PiecewiseTrainer:
         """
         self._check(stage, val_loader, resume)
         start = self._known_miou(stage)
+        self.group.join(self.device)
         with tempfile.TemporaryDirectory() as scratch, _restored_gradients(self.model):
-            folder = (self.output_dir or Path(scratch)) / "checkpoints" / stage.name
+            folder = (self.output_dir or Path(self.group.share(scratch))) / "checkpoints" / stage.name
             finished = folder / "history.json"
-            if not resume:
+            if not resume and self.group.first:
                 shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left must not pass for this one's
+            self.group.wait()
             if resume and finished.is_file():
                 history: StageHistory = json.loads(finished.read_text())
             else:
                 history = self._fit(stage, folder, train_loader, val_loader, resume)
+                self.group.wait()
             self._load_best(folder)
+            self.group.wait()  # all have read before anything is written over or removed
             if history["val_miou"]:
                 self._keep_the_better(stage, start, max(history["val_miou"]), folder)
-            if self.output_dir is not None:
+            if self.output_dir is not None and self.group.first:
                 with atomic_write(finished) as temporary:
                     temporary.write_text(json.dumps(history))
         self.model.eval()
@@ -243,7 +251,10 @@ class PiecewiseTrainer:
                 "`train_loader` yields no batch: its images do not fill one. Lower its batch_size or give up drop_last."
             )
         weight = self._class_weight(train_loader)
-        lightning.seed_everything(self.seed + zlib.crc32(stage.name.encode()) % 2**31, workers=True, verbose=False)
+        seed = self.seed + zlib.crc32(stage.name.encode()) % 2**31 + self.group.rank
+        lightning.seed_everything(seed, workers=True, verbose=False)
+        train_loader = self.group.training_share(train_loader, self.seed)
+        val_loader = self.group.validation_share(val_loader)
         module = StageModule(self.model, stage, self.config, weight)
         module.train()
         history = History()
@@ -265,7 +276,7 @@ class PiecewiseTrainer:
             callbacks.append(ProgressBar())
         return lightning.Trainer(
             accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
-            devices=[self.device.index or 0] if self.device.type == "cuda" else 1,
+            use_distributed_sampler=False,  # the loaders are shares already
             max_epochs=stage.epochs,
             precision=self._precision,
             accumulate_grad_batches=optim.accumulate,
@@ -277,7 +288,14 @@ class PiecewiseTrainer:
             num_sanity_val_steps=0,
             log_every_n_steps=1,
             default_root_dir=folder,
+            **self._devices(),
         )
+
+    def _devices(self) -> dict[str, Any]:
+        group = self.group
+        if group.size > 1:
+            return {"strategy": "ddp", "devices": group.local_size, "num_nodes": group.size // group.local_size}
+        return {"devices": [self.device.index or 0] if self.device.type == "cuda" else 1}
 
     def _loggers(self, stage: Stage) -> list[Logger]:
         if self.output_dir is None:
@@ -320,8 +338,9 @@ class PiecewiseTrainer:
             )
             best = start
             self.model.load_state_dict(self._judged[2])
-            with atomic_write(folder / "best.ckpt") as temporary:
-                torch.save({"state_dict": {_PREFIX + k: v for k, v in self._judged[2].items()}}, temporary)
+            if self.group.first:
+                with atomic_write(folder / "best.ckpt") as temporary:
+                    torch.save({"state_dict": {_PREFIX + k: v for k, v in self._judged[2].items()}}, temporary)
         state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         self._judged = (stage.judged_by, best, state)
 
