@@ -22,7 +22,7 @@ import measuring
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model
 from piecewise_training.crf import DenseCRF
-from piecewise_training.dataset import build_datasets, train_loader, val_loader
+from piecewise_training.dataset import build_datasets, crf_loader, train_loader, val_loader
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer
 
@@ -40,7 +40,7 @@ def judge(settings: Any, stride: int, epochs: int) -> dict[str, Any]:
     trainer.train_unary(batches, epochs)
     usual = copy.deepcopy(model)
     usual.crf = DenseCRF(model.num_classes, compatibility="potts")
-    trainer.train_crf(batches, settings.training.stage2_epochs)
+    trainer.train_crf(crf_loader(train_set, settings.data, settings.seed), settings.training.stage2_epochs)
     seconds = time.perf_counter() - start
     learned, default = evaluate(model, held_out), evaluate(usual, held_out)
     assert learned.crf is not None

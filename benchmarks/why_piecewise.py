@@ -28,7 +28,7 @@ import measuring
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model
 from piecewise_training.config import Strategy, TrainConfig
-from piecewise_training.dataset import build_datasets, train_loader, val_loader
+from piecewise_training.dataset import build_datasets, crf_loader, train_loader, val_loader
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer, plan
 
@@ -85,10 +85,9 @@ class Comparison:
         train_set, val_set = build_datasets(self.settings.data, seed)
         assert train_set.classes is not None
         model = build_model(self.settings.model, train_set.classes, seed)
-        batches, held_out = (
-            train_loader(train_set, self.settings.data, seed),
-            val_loader(val_set, self.settings.data),
-        )
+        data = self.settings.data
+        batches, crf_batches = train_loader(train_set, data, seed), crf_loader(train_set, data, seed)
+        held_out = val_loader(val_set, data)
         trainer = PiecewiseTrainer(model, "cpu", model.num_classes, config=config, seed=seed, progress=False)
         curve: list[tuple[float, float]] = []
         stage_seconds: list[float] = []
@@ -96,7 +95,7 @@ class Comparison:
         for stage in plan(config):
             clocked: Any = Clocked(held_out)
             begin = time.perf_counter()
-            history = trainer.run_stage(stage, batches, clocked)
+            history = trainer.run_stage(stage, crf_batches if stage.crf_alone else batches, clocked)
             whole = time.perf_counter() - begin
             judging = (whole - (clocked.begun[-1] - begin)) * len(clocked.begun)  # all passes take as long as the last
             stage_seconds.append(whole - judging)

@@ -11,6 +11,7 @@ Strategy = Literal["piecewise", "joint", "independent"]
 ContextTraining = Literal["after", "together"]
 Loss = Literal["cross_entropy", "structured", "dice", "focal", "lovasz"]
 ClassWeights = Literal["none", "inverse", "median"]
+CRFImages = Literal["whole", "crops"]
 Precision = Literal["32", "bf16", "16"]
 RelationName = Literal["surrounding", "above_below"]
 
@@ -39,6 +40,8 @@ class DataConfig:
         flip: Probability of a horizontal flip.
         jitter: Largest relative change of brightness, contrast and saturation.
         batch_size: Training crops in a batch.
+        crf_images: What the CRF alone is trained on: "whole" images as they are or mirrored, one at a time, since those
+            of another scale or other colours are not what its bandwidths are for; or the CNN's "crops", for large ones.
         workers: Processes that read images; 0 reads in the main process.
     """
 
@@ -61,6 +64,7 @@ class DataConfig:
     flip: float = 0.5
     jitter: float = 0.3
     batch_size: int = 8
+    crf_images: CRFImages = "whole"
     workers: int = 2
 
 

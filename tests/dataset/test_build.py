@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from piecewise_training.config import DataConfig
-from piecewise_training.dataset import DataError, build_datasets, train_loader, val_loader
+from piecewise_training.dataset import DataError, build_datasets, crf_loader, train_loader, val_loader
 from tests.dataset.test_layouts import make_voc
 
 Maker = Callable[..., tuple[Path, Path]]
@@ -71,6 +72,19 @@ def test_loaders(make_pairs: Maker) -> None:
     batches = list(train_loader(train, setup, seed=1))
     assert [len(image) for image, _ in batches] == [3, 3]
     assert [len(image) for image, _ in val_loader(val, setup)] == [1, 1]
+
+
+def test_the_crf_sees_whole_images_or_crops() -> None:
+    setup = DataConfig(train_scenes=6, image_size=(32, 48), crop=(16, 16), batch_size=3, workers=0)
+    train, _ = build_datasets(setup)
+    labels = [torch.from_numpy(train.read(index)[1]).long() for index in range(6)]
+    drawn = {label.numpy().tobytes() for label in [*labels, *(label.flip(-1) for label in labels)]}
+    whole = list(crf_loader(train, setup, seed=1))
+    assert len(whole) == 6
+    assert {label[0].numpy().tobytes() for _, label in whole} <= drawn  # as they are, or mirrored
+    crops = list(crf_loader(train, replace(setup, crf_images="crops"), seed=1))
+    assert [tuple(label.shape) for _, label in crops] == [(3, 16, 16)] * 2
+    assert tuple(train[0][1].shape) == (16, 16)  # the training set itself still gives crops
 
 
 def test_loader_shuffles_by_seed() -> None:

@@ -379,3 +379,9 @@ def test_labels_that_are_no_class() -> None:
         trainer().train_unary(DataLoader(data), 1)
     with pytest.raises(ValueError, match=r"`target` must hold classes 0 to 2"):
         trainer().train_unary(loader(), 1, DataLoader(data))
+
+
+def test_stage_2_on_images_of_its_own() -> None:
+    everywhere, for_crf = CountsEpochs(loader().dataset, 4), CountsEpochs(loader(seed=3).dataset, 4)
+    trainer().train_piecewise(everywhere, 2, 3, 1, crf_loader=for_crf)
+    assert (everywhere.epochs, for_crf.epochs) == (3, 3)

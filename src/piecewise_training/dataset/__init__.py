@@ -1,6 +1,6 @@
 """Images and labels to train on: folders, the field's data sets, and scenes drawn from a seed."""
 
-from piecewise_training.dataset.build import AnyDataset, build_datasets, train_loader, val_loader
+from piecewise_training.dataset.build import AnyDataset, build_datasets, crf_loader, train_loader, val_loader
 from piecewise_training.dataset.camvid import camvid_dataset
 from piecewise_training.dataset.cityscapes import cityscapes_dataset
 from piecewise_training.dataset.classes import Classes
@@ -24,6 +24,7 @@ __all__ = [
     "build_datasets",
     "camvid_dataset",
     "cityscapes_dataset",
+    "crf_loader",
     "labels_from_colours",
     "normalise",
     "to_rgb",

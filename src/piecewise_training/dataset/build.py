@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from piecewise_training.config import DataConfig
 from piecewise_training.dataset.camvid import camvid_dataset
@@ -53,6 +55,15 @@ def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> Da
         persistent_workers=config.workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def crf_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> DataLoader[Any]:
+    """What stage 2 is trained on: whole images, mirrored at random, one at a time; or crops as in `train_loader`."""
+    if config.crf_images == "crops":
+        return train_loader(dataset, config, seed)
+    whole = copy.copy(dataset)
+    whole.transform = v2.RandomHorizontalFlip(config.flip)
+    return train_loader(whole, replace(config, batch_size=1), seed)
 
 
 def val_loader(dataset: Dataset[Any], config: DataConfig) -> DataLoader[Any]:

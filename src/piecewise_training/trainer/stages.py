@@ -37,6 +37,11 @@ class Stage:
     context_weight: float = 0.0
 
     @property
+    def crf_alone(self) -> bool:
+        """Whether nothing but the CRF moves."""
+        return self.trains_crf and not self.trains_unary and not self.trains_context
+
+    @property
     def judged_by(self) -> Literal["unary", "context", "crf"]:
         """Whose predictions choose the best epoch."""
         if self.trains_crf:

@@ -118,6 +118,7 @@ class PiecewiseTrainer:
         stage3_epochs: int = 8,
         val_loader: Loader | None = None,
         *,
+        crf_loader: Loader | None = None,
         resume: bool = False,
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, then both.
@@ -131,6 +132,8 @@ class PiecewiseTrainer:
             stage2_epochs: of the CRF.
             stage3_epochs: of both.
             val_loader: yields the same; its mIoU chooses the best epoch.
+            crf_loader: yields the same for stage 2, where other images suit the CRF: whole ones of their own scale and
+                colours, not augmented crops. `train_loader`, if not given.
             resume: whether to go on from what an interrupted run left in `output_dir`.
 
         Returns:
@@ -142,13 +145,19 @@ class PiecewiseTrainer:
             ValueError: the model has no CRF, or a label is neither a class nor void.
         """
         epochs = stage1_epochs, stage2_epochs, stage3_epochs
-        return self._train("piecewise", epochs, train_loader, val_loader, resume)
+        return self._train("piecewise", epochs, train_loader, val_loader, crf_loader, resume)
 
     def train_independent(
-        self, train_loader: Loader, stage1_epochs: int = 20, stage2_epochs: int = 4, val_loader: Loader | None = None
+        self,
+        train_loader: Loader,
+        stage1_epochs: int = 20,
+        stage2_epochs: int = 4,
+        val_loader: Loader | None = None,
+        *,
+        crf_loader: Loader | None = None,
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, and never both together."""
-        return self._train("independent", (stage1_epochs, stage2_epochs, 0), train_loader, val_loader)
+        return self._train("independent", (stage1_epochs, stage2_epochs, 0), train_loader, val_loader, crf_loader)
 
     def train_joint(
         self, train_loader: Loader, epochs: int = 32, val_loader: Loader | None = None
@@ -220,6 +229,7 @@ class PiecewiseTrainer:
         epochs: tuple[int, int, int],
         train_loader: Loader,
         val_loader: Loader | None,
+        crf_loader: Loader | None = None,
         resume: bool = False,
     ) -> dict[str, StageHistory]:
         first, second, third = epochs
@@ -227,7 +237,8 @@ class PiecewiseTrainer:
         plan = stages.plan(config, self.model.context is not None)
         for stage in plan:  # all of them before the first is trained
             self._check(stage, val_loader, resume)
-        return {stage.name: self.run_stage(stage, train_loader, val_loader, resume=resume) for stage in plan}
+        loaders = {stage.name: crf_loader if stage.crf_alone and crf_loader else train_loader for stage in plan}
+        return {s.name: self.run_stage(s, loaders[s.name], val_loader, resume=resume) for s in plan}
 
     def _check(self, stage: Stage, val_loader: Loader | None, resume: bool) -> None:
         if stage.epochs < 1:
