@@ -1,6 +1,6 @@
-"""Turns the results of the benchmarks into the pages and plots of docs/results; nothing in them is typed by hand.
+"""Turns the results of the benchmarks into docs/results and the README's tables; no figure in them is typed by hand.
 
-    python benchmarks/pages.py [--results benchmarks/results] [--docs docs/results]
+    python benchmarks/pages.py [--results benchmarks/results] [--docs docs/results] [--readme README.md]
 
 A page is made from each JSON file that is there. A test makes them again and compares.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
 
 Report = Mapping[str, Any]
@@ -57,7 +58,7 @@ def crf_gain(report: Report) -> str:
     tuned = ", ".join(f"{name} {value:g}" for name, value in report["tuned"].items())
     return "\n\n".join(
         [
-            "# What each step of training brings",
+            f"# What each step of training brings: {_data(report)}",
             "The network, the CRF and both together, on the validation images that none of them was trained on; in per "
             "cent, the last column in milliseconds an image.",
             markdown(["", *MEASURES, "ms"], steps),
@@ -261,8 +262,37 @@ def dense_crf(report: Report) -> str:
     )
 
 
+def steps(report: Report) -> str:
+    """What each step of training brings, in short."""
+    measures = ("miou", "accuracy"), ("boundary_iou", "trimap_4")
+    cells = [
+        (name, *(100 * row[m] for m in measures[0]), *(100 * row["borders"][m] for m in measures[1]))
+        for name, row in report["rows"].items()
+    ]
+    return markdown(["", "mIoU", "pixel accuracy", "boundary IoU", "trimap, 4 px"], cells)
+
+
+def speed(report: Report) -> str:
+    """The speed of the dense CRF, in short."""
+    found = {(row["case"], row["threads"]): row["engines"] for row in report["results"]}
+    cells = []
+    for case in dict.fromkeys(case for case, _ in found):
+        runs = [found[case, threads] for threads in (1, 2)]
+        own = [engines["piecewise-training"]["total_ms"] for engines in runs]
+        peer = [engines["pydensecrf2"]["total_ms"] for engines in runs]
+        faster = ", ".join(f"{theirs / ours:.1f}" for theirs, ours in zip(peer, own, strict=True))
+        cells.append((case, f"{peer[0]:.0f}", *(f"{ms:.0f}" for ms in own), faster))
+    return markdown(["columns x rows x classes", "pydensecrf2", "1 thread", "2 threads", "times faster"], cells)
+
+
+def _data(report: Report) -> str:
+    """The name of the data set of a run."""
+    return {"camvid": "CamVid", "synthetic": "drawn scenes"}[yaml.safe_load(report["run"])["data"]["name"]]
+
+
 PAGES: dict[str, Callable[[Report], str]] = {
     "crf_gain": crf_gain,
+    "crf_gain_synthetic": crf_gain,
     "recipe_levers": recipe_levers,
     "why_piecewise": why_piecewise,
     "context_ablation": context_ablation,
@@ -271,6 +301,8 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "dense_crf": dense_crf,
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {"why_piecewise": curves, "weak_nets": gains}
+# The README's tables: between <!-- NAME --> and <!-- end -->.
+TABLES: dict[str, Callable[[Report], str]] = {"crf_gain": steps, "crf_gain_synthetic": steps, "dense_crf": speed}
 
 
 def write_pages(results: Path, docs: Path) -> list[Path]:
@@ -289,6 +321,15 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     return written
 
 
+def with_tables(readme: str, results: Path) -> str:
+    """A README whose tables are those of the results."""
+    for name, table in TABLES.items():
+        report = json.loads((results / f"{name}.json").read_text())
+        before, mark, behind = readme.partition(f"<!-- {name} -->\n")
+        readme = f"{before}{mark}{table(report)}\n{behind[behind.index('<!-- end -->') :]}"
+    return readme
+
+
 def _labelled(figure: Figure, axis: Any, x: str, y: str) -> Figure:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -304,7 +345,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=root / "benchmarks/results")
     parser.add_argument("--docs", type=Path, default=root / "docs/results")
+    parser.add_argument("--readme", type=Path, default=root / "README.md")
     arguments = parser.parse_args()
+    arguments.readme.write_text(with_tables(arguments.readme.read_text(), arguments.results))
     for path in write_pages(arguments.results, arguments.docs):
         print(path)
 

@@ -23,6 +23,13 @@ def test_pages_are_generated(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", sorted(pages.TABLES))
+def test_the_readmes_tables_are_generated(name: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"<!-- {name} -->" in readme
+    assert pages.with_tables(readme, ROOT / "benchmarks/results") == readme, "run benchmarks/pages.py"
+
+
 @pytest.mark.parametrize("name", sorted(pages.PLOTS))
 def test_plots_exist_where_a_page_shows_them(name: str) -> None:
     page = ROOT / f"docs/results/{name}.md"
