@@ -3,8 +3,8 @@
     python benchmarks/weak_nets.py --config benchmarks/weak_nets.yaml [--strides 8 16 32] [--epochs 2 6 18]
 
 Every network of the configuration is trained for its own number of epochs with a schedule of that length, and judged
-alone, under the CRF with pydensecrf's usual parameters, and under one that is learned on the fixed network. Rows are kept
-in the output file: a network that is in it is not trained again.
+alone, under the CRF with pydensecrf's usual parameters, and under one that is learned on the fixed network. Rows are
+kept in the output file: a network that is in it is not trained again.
 """
 
 from __future__ import annotations

@@ -157,9 +157,10 @@ def mean_field(
 
     def infer(image: int, run: _numba_meanfield.Run) -> None:
         with workspace() as space:
-            lasting = Workspace(np.empty(0, np.uint8)) if keep else space
-            state = MeanField(own[image], scores.shape[1], grid, lasting, run)
-            state.infer(scores[image], iterations, target[image], logarithm, keep, space, run)
+            lent = Workspace(target[image], space)  # the result is written last, and until then its memory serves
+            lasting = (Workspace(np.empty(0)),) * 2 if keep else (space, lent)
+            state = MeanField(own[image], scores.shape[1], grid, *lasting, run)
+            state.infer(scores[image], iterations, target[image], logarithm, keep, space, lent, run)
             if keep:
                 states[image] = state
 
@@ -194,9 +195,10 @@ def watched_mean_field(
 
     def infer(image: int, run: _numba_meanfield.Run) -> None:
         with workspace() as space:
-            state = MeanField(own[image], scores.shape[1], grid, space, run)
+            lent = Workspace(target[image], space)
+            state = MeanField(own[image], scores.shape[1], grid, space, lent, run)
             how_to = _numba_meanfield.Watch(*how)
-            courses[image] = state.watch(scores[image], iterations, target[image], logarithm, how_to, space, run)
+            courses[image] = state.watch(scores[image], iterations, target[image], logarithm, how_to, space, lent, run)
 
     _by_image(infer, len(scores), scores.shape[2])
     return torch.from_numpy(target), courses
@@ -286,8 +288,8 @@ def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 def _team() -> Iterator[_numba_meanfield.Run]:
     """What runs a task for each of some items on torch's number of threads.
 
-    Items are dealt out in turns, and the caller works too: to wake a thread takes as long as a small task. The threads
-    end with the context: kept, they would survive neither a fork nor the interpreter's end.
+    Whoever is free takes the next item, and the caller works too: to wake a thread takes as long as a small task. The
+    threads end with the context: kept, they would survive neither a fork nor the interpreter's end.
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -297,10 +299,18 @@ def _team() -> Iterator[_numba_meanfield.Run]:
 
         def run(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
             work = list(items)
-            hands = [work[first::threads] for first in range(min(threads, len(work)))]
-            others = [pool.submit(_one_by_one, task, hand) for hand in hands[1:]]
-            done = [_one_by_one(task, hand) for hand in hands[:1]] + [other.result() for other in others]
-            return [done[i % threads][i // threads] for i in range(len(work))]
+            done: list[Any] = [None] * len(work)
+            places = iter(range(len(work)))  # shared: each place is given out once
+
+            def help_out() -> None:
+                for place in places:
+                    done[place] = task(work[place])
+
+            others = [pool.submit(help_out) for _ in range(min(threads, len(work)) - 1)]
+            help_out()
+            for other in others:
+                other.result()
+            return done
 
         yield run
 
@@ -319,7 +329,7 @@ def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: _n
     weights = np.empty((n, d + 1), points.dtype)
     multipliers = _multipliers(d)
     cuts = _cuts(n)
-    records = space.empty((n, 2 * d), points.dtype)
+    records = space.empty((n, d), points.dtype)
     tables = [space.empty(_table_size(last - first), np.int32) for first, last in itertools.pairwise(cuts)]
 
     def place(part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 An update is a softmax of scores, of which a part is linear in the marginals before it. Backwards the linear part is its
 transpose, so that the same sweep serves, with gradients where the marginals were. The gradients to compatibilities are
 products on the vertices of what was sent there; those to bandwidths need the sums of k_ij (f_i - f_j)² g_i v_j, which
-are the same products of features times what was sent.
+are the same products of features times what was sent. Of each update the filtered marginals are kept, on the vertices;
+the marginals of the pixels are made again from them, which takes less memory and little time.
 """
 
 from __future__ import annotations
@@ -52,21 +53,25 @@ def gradients(
         space: memory for the length of the call.
         run: calls a function for each of some items, on threads.
     """
-    work = Buffers.of(state, space)
-    pixels, terms = len(state.layout.order), range(len(state.terms))
-    base, change = (space.empty(pixels * state.channels) for _ in range(2))
-    lattices = [space.empty(state.shape_of_lattice(term)) for term in terms]
-    weights = [state.weight(term, 1, transpose=True) for term in terms]
+    assert state.scores is not None
+    lent = Workspace(out, space)  # written last
+    work = Buffers.of(state, lent)
+    scores, terms = state.scores, range(len(state.terms))
+    kept, change, total = (space.empty(scores.size) for _ in range(3))
+    lattices = [lent.empty(state.shape_of_lattice(term)) for term in terms]
+    forth = [state.weight(term, LOG2_E) for term in terms]
+    back = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
     pool = _Pool(state, features, work, space)
     moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
-    state.enter(log_q, LOG2_E, IMPOSSIBLE, base, run)
+    state.enter(log_q, LOG2_E, IMPOSSIBLE, kept, run)
     state.enter(gradient, np.float32(1), np.float32(0), change, run)
     state.clear((work.messages, work.copies), run)
-    run(lambda part: state.sweep(part, (base, base, change), work, kernels.TURN), state.parts)
+    run(lambda part: state.sweep(part, (total, kept, change), work, kernels.TURN), state.parts)
     learned = [moment for moment in moments if moment is not None]
     blocks = [(term, block) for term in terms for block in range(state.channels // 8)]
-    for kept, filtered in zip(reversed(state.kept), reversed(state.lattices), strict=True):
+    for step in reversed(range(len(state.lattices))):
+        filtered = state.lattices[step]
 
         def pull(index: tuple[int, int]) -> None:
             term, block = index
@@ -76,16 +81,21 @@ def gradients(
             state.filter_block(work.copies, lattices[term], scratch, index, True, look)
 
         def update(part: int) -> None:
-            state.fetch(part, lattices, weights, work)
+            if step:  # noqa: B023
+                state.fetch(part, state.lattices[step - 1], forth, work)  # noqa: B023
+            else:
+                state.clear_part(part, (work.messages,))
+            state.sweep(part, (scores, kept, kept), work, kernels.FINISH)
+            state.fetch(part, lattices, back, work)
             for moment in learned:  # here, while the part's pixels are in the cache
                 moment.send(part, kept, change, filtered, work.messages)  # noqa: B023
-            state.sweep(part, (base, kept, change), work, kernels.RETURN)  # noqa: B023
+            state.sweep(part, (total, kept, change), work, kernels.RETURN)
 
         run(pull, blocks)
         run(update, state.parts)
         for moment in learned:
             moment.add(run)
-    state.leave(base, out, run)
+    state.leave(total, out, run)
     slopes = []
     for term, found in enumerate(moments):
         mixture = products[term][: state.classes, : state.classes] * state.weight_of_blur(term)
@@ -138,8 +148,10 @@ class _Moments:
         kernels.fetch(layout.owners, first, last, *message)
         for table in (self._copies, self._gradients):
             table[:, first * state.channels : last * state.channels] = 0
-        place = len(layout.rows[0]), sum(state.axes[:term]), state.channels, len(layout.order), self._pool.width
-        weights = (table.reshape(-1) for table in (layout.rows, layout.shares, layout.sends))
+        rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
+        columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
+        place = *columns, state.channels, len(layout.order), self._pool.width
+        weights = (table.reshape(-1) for table in (rows, layout.shares, layout.sends))
         values = self._pool.messages, returned, kept, change, self._features.reshape(-1)
         out = self._received, self._sent, self._copies.reshape(-1), self._gradients.reshape(-1)
         moments = kernels.moments_kernel(state.axes[term], int(term == 0))

@@ -6,31 +6,30 @@ vertices only for the distinct simplices, of which an image has ten times fewer 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from piecewise_training.crf._compile import kernel
-from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store
+from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store, unlike
 
 _at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
 
 
 @kernel
-def _is_recorded(records, simplex, origin, rank, lane, d):  # type: ignore[no-untyped-def]
-    start = simplex * 2 * d
+def _is_recorded(records, simplex, record, lane, d):  # type: ignore[no-untyped-def]
+    same = True
     for i in range(d):
-        place = 16 * i + lane
-        same = records[_at(start + i)] == origin[_at(place)] and records[_at(start + d + i)] == rank[_at(place)]
-        if not same:
-            return False
-    return True
+        same = same and records[_at(simplex * d + i)] == record[_at(17 * i + 1 + lane)]
+    return same
 
 
 @kernel
 def place(points, first, last, scales, simplices, weights, records, table):  # type: ignore[no-untyped-def]
     """Fills in each point's simplex and barycentric weights, and a record of each distinct simplex.
 
-    A record holds the simplex's vertex 0 in units of d + 1, and the ranks of the offsets from it, the last of each left
-    out, since they follow from the others.
+    A record holds for each coordinate that of the simplex's vertex 0, a multiple of d + 1, plus the rank of the offset
+    from it; the last is left out, since it follows from the others.
 
     Returns:
         the number of distinct simplices.
@@ -45,7 +44,9 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
     offset = np.empty(16 * size, points.dtype)
     origin = np.empty(16 * size, points.dtype)
     rank = np.empty(16 * size, points.dtype)
+    record = np.full(17 * d, np.nan, points.dtype)  # of the point before in front of sixteen
     hashes = np.empty(16, points.dtype)
+    changes = np.empty(16, points.dtype)
     zero = spread16(number(0))
     mask = len(table) - 1
     count = 0
@@ -53,8 +54,11 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
     for block in range(first, last, 16):
         lanes = min(16, last - block)
         for j in range(d):
-            for lane in range(lanes):
-                feature[_at(16 * j + lane)] = flat[_at(n * j + block + lane)]
+            if lanes == 16:
+                store(feature, 16 * j, load16(flat, n * j + block))
+            else:
+                for lane in range(lanes):
+                    feature[_at(16 * j + lane)] = flat[_at(n * j + block + lane)]
 
         # The elevated position: the point in the hyperplane of zero sum in d + 1 dimensions.
         above = zero
@@ -81,16 +85,19 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
                 store(rank, 16 * j, load16(rank, 16 * j) + (number(1) - lower))
         # Rounding may have left the hyperplane: move those coordinates that it moved most.
         hashed = zero
+        changed = zero
         for i in range(size):
             r = load16(rank, 16 * i)
             wrap = less(r, zero) - less(zero + number(d + 0.5), r)
-            whole = load16(origin, 16 * i) + wrap
-            r = r + wrap * number(size)
-            store(rank, 16 * i, r)
-            store(origin, 16 * i, whole)
             store(offset, 16 * i, load16(offset, 16 * i) * number(1 / size) - wrap)
-            hashed = hashed + whole * number(1.61803 + 1.04719 * i) + r * number(0.57721 + 0.91596 * i * i)
+            if i < d:
+                own = (load16(origin, 16 * i) + wrap + wrap) * number(size) + r
+                record[_at(17 * i)] = record[_at(17 * i + 16)]
+                store(record, 17 * i + 1, own)
+                changed = maximum(changed, unlike(own, load16(record, 17 * i)))
+                hashed = hashed + own * number(1.61803 + 1.04719 * i * i)
         store(hashes, 0, hashed)
+        store(changes, 0, changed)
 
         # Barycentric weights are the differences of the sorted offsets.
         for end in range(d, 0, -1):
@@ -106,16 +113,14 @@ def place(points, first, last, scales, simplices, weights, records, table):  # t
                 flat_weights[_at(start + k)] = offset[_at(higher)] - offset[_at(higher + 16)]
 
         for lane in range(lanes):
-            # Neighbouring points mostly share a simplex.
-            if latest < 0 or not _is_recorded(flat_records, latest, origin, rank, lane, d):
+            if changes[_at(lane)] > number(0):  # neighbouring points mostly share a simplex
                 slot = np.int64(hashes[_at(lane)] * number(977)) * 0x9E3779B1 >> 12 & mask
-                while table[_at(slot)] >= 0 and not _is_recorded(flat_records, table[_at(slot)], origin, rank, lane, d):
+                while table[_at(slot)] >= 0 and not _is_recorded(flat_records, table[_at(slot)], record, lane, d):
                     slot = slot + 1 & mask
                 if table[_at(slot)] < 0:
                     table[_at(slot)] = count
                     for i in range(d):
-                        flat_records[_at(count * 2 * d + i)] = origin[_at(16 * i + lane)]
-                        flat_records[_at(count * 2 * d + d + i)] = rank[_at(16 * i + lane)]
+                        flat_records[_at(count * d + i)] = record[_at(17 * i + 1 + lane)]
                     count += 1
                 latest = np.int64(table[_at(slot)])
             simplices[_at(block + lane)] = latest
@@ -156,14 +161,18 @@ def number_vertices(records, multipliers, vertices, coordinates, keys, table):  
     size = d + 1
     flat, flat_records = coordinates.reshape(coordinates.size), records.reshape(records.size)
     vertex = np.empty(d, np.int32)
+    origin, rank = np.empty(d, np.int64), np.empty(d, np.int64)
     count = 0
     for simplex in range(len(records)):
-        start = simplex * 2 * d
+        start = simplex * d
+        for i in range(d):
+            both = np.float64(flat_records[_at(start + i)])
+            whole = math.floor((both + 0.5) * (1 / size)) * size
+            origin[_at(i)], rank[_at(i)] = whole, np.int64(both) - whole
         for k in range(size):
             key = _at(0)
             for i in range(d):
-                step = k if flat_records[_at(start + d + i)] <= d - k else k - size
-                coordinate = np.int64(flat_records[_at(start + i)]) * size + step
+                coordinate = origin[_at(i)] + (k if rank[_at(i)] <= d - k else k - size)
                 key += _at(coordinate) * multipliers[_at(i)]
                 vertex[_at(i)] = coordinate
             slot = _find(key, vertex, flat, keys, table)

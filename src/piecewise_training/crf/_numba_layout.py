@@ -70,36 +70,36 @@ def sort_tiles(tiles, starts, width, simplices, order, positions, groups):  # ty
 
 
 @kernel
-def enter(order, first, last, lattice, before, after, column, rows, shares, sends, owners, count):  # type: ignore[no-untyped-def]
-    """Gives a part its own copies of one term's vertices, numbered as its pixels meet them from `count` on.
+def enter(points, simplices, vertices, column, rows, size, owners, count):  # type: ignore[no-untyped-def]
+    """Gives a part its own copies of one term's vertices, numbered as its points meet them from `count` on.
 
-    Fills in the copies around its pixels, and their weights times the factor after filtering, from a column on, and
-    the vertex behind each copy; where `sends` is not empty, also the weights times the factor before filtering. Returns
-    the new count.
+    Fills in the copies around each point's simplex, from a column of its row on, and the vertex behind each copy; there
+    are `size` vertices. Returns the new count.
     """
-    simplices, vertices, weights, size = lattice
     axes, columns = vertices.shape[1], rows.shape[1]
-    corners, parts = vertices.reshape(vertices.size), weights.reshape(weights.size)
-    flat_rows, flat_shares, flat_sends = rows.reshape(rows.size), shares.reshape(shares.size), sends.reshape(sends.size)
+    corners, flat_rows = vertices.reshape(vertices.size), rows.reshape(rows.size)
     own = np.full(size, -1, np.int32)
-    for p in range(first, last):
-        pixel = order[_at(p)]
-        corner = simplices[_at(pixel)] * axes
-        factor = after[_at(pixel)]
+    for row in range(len(points)):
+        corner = simplices[_at(points[_at(row)])] * axes
         for k in range(axes):
             vertex = _at(corners[_at(corner + k)])
             if own[vertex] < 0:
                 own[vertex] = count
                 owners[count] = vertex
                 count += 1
-            place = _at(p * columns + column + k)
-            flat_rows[place] = own[vertex]
-            flat_shares[place] = parts[_at(pixel * axes + k)] * factor
-        if len(flat_sends):
-            for k in range(axes):
-                share = parts[_at(pixel * axes + k)] * before[_at(pixel)]
-                flat_sends[_at(p * columns + column + k)] = share
+            flat_rows[_at(row * columns + column + k)] = own[vertex]
     return count
+
+
+@kernel
+def weigh(points, weights, factor, column, shares):  # type: ignore[no-untyped-def]
+    """Fills in the weights of each point times its factor, from a column of its row on."""
+    axes, columns = weights.shape[1], shares.shape[1]
+    parts, flat = weights.reshape(weights.size), shares.reshape(shares.size)
+    for row in range(len(points)):
+        point = points[_at(row)]
+        for k in range(axes):
+            flat[_at(row * columns + column + k)] = parts[_at(point * axes + k)] * factor[_at(point)]
 
 
 @kernel

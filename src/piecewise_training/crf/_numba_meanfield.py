@@ -78,9 +78,10 @@ class _Layout:
         positions: the position of each pixel.
         tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
         bounds: the positions at which parts begin, and the end.
-        groups: for each part the positions at which pixels of another simplex of the finest lattice begin.
-        rows: the parts' copies of the vertices around the pixel at each position (N, V), those of all terms.
-        shares: its weight at each of them in what it receives.
+        groups: for each part the positions at which pixels of another simplex of the first term begin.
+        heads: for each part its copies of the vertices around each group (groups, V) of the first term.
+        rows: the parts' copies of the vertices around the pixel at each position (N, V'), those of all other terms.
+        shares: its weight at each of all of them (N, V + V') in what it receives.
         sends: its weight at each of them in what it sends; the same array where the two are one.
         owners: the vertex behind each copy, among those of its term.
         ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
@@ -91,6 +92,7 @@ class _Layout:
     tiles: list[np.ndarray]
     bounds: np.ndarray
     groups: list[np.ndarray]
+    heads: list[np.ndarray]
     rows: np.ndarray
     shares: np.ndarray
     sends: np.ndarray
@@ -109,20 +111,37 @@ class MeanField:
         axes: the number of blur axes of each term.
         sizes: the number of vertices of each term, and one more for those that are missing.
         layout: where everything lies.
-        kept: the marginals before each update, where they are kept, as rows of channels at the pixels' positions.
+        scores: those given, where they are kept, as rows of channels at the pixels' positions, in bits.
         lattices: the filtered marginals of each update by term (channels / 8, size, 8), where they are kept.
     """
 
-    def __init__(self, terms: Sequence[Term], classes: int, grid: tuple[int, int], space: Workspace, run: Run) -> None:
-        """Lays an image out, in memory that must stay as long as the state; `run` is as for `infer`."""
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        classes: int,
+        grid: tuple[int, int],
+        space: Workspace,
+        lent: Workspace,
+        run: Run,
+    ) -> None:
+        """Lays an image out.
+
+        Args:
+            terms: one or more.
+            classes: K.
+            grid: rows and columns of pixels.
+            space: memory for as long as the state lives.
+            lent: memory until results are written.
+            run: calls a function for each of some items, on threads.
+        """
         self.classes, self.channels = classes, -(-classes // 8) * 8
         self.places = sorted(range(len(terms)), key=lambda place: -terms[place].tables[1].shape[1])
         self.terms = [terms[place] for place in self.places]
         self.axes = [term.tables[1].shape[1] for term in self.terms]
         self.sizes = [term.tables[3].shape[2] + 1 for term in self.terms]
-        self.layout = _lay_out(self.terms, grid, space, run)
+        self.layout = _lay_out(self.terms, grid, space, lent, run)
         self.parts = range(len(self.layout.tiles))
-        self.kept: list[np.ndarray] = []
+        self.scores: np.ndarray | None = None
         self.lattices: list[list[np.ndarray]] = []
         self._width = grid[1]
 
@@ -134,6 +153,7 @@ class MeanField:
         logarithm: bool,
         keep: bool,
         space: Workspace,
+        lent: Workspace,
         run: Run,
     ) -> None:
         """Fills in the marginals (K, N) after some updates; see `_reference.mean_field`.
@@ -145,33 +165,35 @@ class MeanField:
             logarithm: whether to fill in their logarithms instead, as the gradients need them.
             keep: whether to keep what the gradients need.
             space: memory for the length of the call.
+            lent: memory until `out` is written, such as its own.
             run: calls a function for each of some items, on threads.
         """
-        work = Buffers.of(self, space)
-        base = space.empty(len(self.layout.order) * self.channels)
-        lattices = [space.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
+        work = Buffers.of(self, lent)
+        rows = len(self.layout.order) * self.channels
+        base = result = space.empty(rows)
+        if keep:
+            base = self.scores = np.empty(rows, np.float32)
+        lattices = [lent.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
         self.clear((work.messages, work.copies), run)
         for iteration in range(iterations + 1):
-            stage, kept, filtered = kernels.ITERATE, base, lattices
+            stage, filtered = kernels.ITERATE, lattices
             if iteration == iterations:
                 stage = kernels.FINISH_LOG if logarithm else kernels.FINISH
             elif keep:
-                stage, kept = kernels.KEEP, np.empty(base.size, np.float32)
                 lattices = [np.empty_like(lattice) for lattice in lattices]
-                self.kept.append(kept)
                 self.lattices.append(lattices)
 
             def update(part: int) -> None:
                 if iteration:  # noqa: B023
                     self.fetch(part, filtered, weights, work)  # noqa: B023
-                self.sweep(part, (base, kept, base), work, stage)  # noqa: B023
+                self.sweep(part, (base, result, result), work, stage)  # noqa: B023
 
             run(update, self.parts)
             if iteration < iterations:
                 self.filter(work, lattices, run)
-        self.leave(base, out, run)
+        self.leave(result, out, run)
 
     def watch(
         self,
@@ -181,16 +203,18 @@ class MeanField:
         logarithm: bool,
         how: Watch,
         space: Workspace,
+        lent: Workspace,
         run: Run,
     ) -> Course:
         """Fills in the marginals (K, N) after updates that are watched; arguments as for `infer`."""
-        work = Buffers.of(self, space)
+        work = Buffers.of(self, lent)
         base, logarithms = (space.empty(len(self.layout.order) * self.channels) for _ in range(2))
         kept = np.zeros(base.size, np.float32)
-        lattices = [space.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
+        lattices = [lent.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
-        divergence = kernels.divergence_kernel(sum(self.axes))
-        tables = self.layout.rows.reshape(-1), self.layout.shares.reshape(-1), work.messages
+        divergence = kernels.divergence_kernel(self.axes[0], sum(self.axes[1:]))
+        layout = self.layout
+        tables = layout.rows.reshape(-1), layout.shares.reshape(-1), work.messages
         course = Course([], [])
         rows = base, kept, logarithms
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
@@ -198,8 +222,10 @@ class MeanField:
 
         def look(part: int) -> float:
             self.fetch(part, lattices, weights, work)
-            places = self.layout.bounds[part : part + 2]
-            return divergence(*places, self.classes, self.channels, base, kept, *tables) if how.divergence else 0.0
+            if not how.divergence:
+                return 0.0
+            groups = layout.groups[part], layout.bounds[part + 1], layout.heads[part].reshape(-1)
+            return divergence(*groups, self.classes, self.channels, base, kept, *tables)
 
         run(lambda part: self.sweep(part, rows, work, kernels.WATCH, 0.0), self.parts)
         for _ in range(iterations):
@@ -251,14 +277,14 @@ class MeanField:
 
     def clear(self, tables: Sequence[np.ndarray], run: Run) -> None:
         """Empties tables of one row of channels a copy."""
+        run(lambda part: self.clear_part(part, tables), self.parts)
 
-        def clear(part: int) -> None:
-            for ranges in self.layout.ranges:
-                first, last = ranges[part] * self.channels
-                for table in tables:
-                    table[first:last] = 0
-
-        run(clear, self.parts)
+    def clear_part(self, part: int, tables: Sequence[np.ndarray]) -> None:
+        """Empties what a part has in such tables."""
+        for ranges in self.layout.ranges:
+            first, last = ranges[part] * self.channels
+            for table in tables:
+                table[first:last] = 0
 
     def sweep(
         self,
@@ -275,7 +301,8 @@ class MeanField:
             kind, weights = kernels.BACKWARDS, (layout.sends, layout.shares)
         elif stage == kernels.WATCH:
             kind = kernels.WATCHED
-        fixed = layout.rows.reshape(-1), *(w.reshape(-1) for w in weights), work.messages, work.copies
+        places = layout.heads[part].reshape(-1), layout.rows.reshape(-1)
+        fixed = *places, *(w.reshape(-1) for w in weights), work.messages, work.copies
         kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), kind)
         how = stage, np.float32(damping)
         return kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed, how)
@@ -345,50 +372,58 @@ class Buffers:
         return cls(space.empty(rows), space.empty(rows), scratch)
 
 
-def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, run: Run) -> _Layout:
+def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, lent: Workspace, run: Run) -> _Layout:
     height, width = grid
     pixels = height * width
-    order, positions = (space.empty(pixels, np.int32) for _ in range(2))
+    order, positions = lent.empty(pixels, np.int32), space.empty(pixels, np.int32)
     tiles = np.empty((-(-height // layouts.TILE) * -(-width // layouts.TILE), 4), np.int64)
     starts = np.empty(len(tiles) + 1, np.int64)
     layouts.list_tiles(height, width, tiles, starts)
     count = max(1, min(_MOST_PARTS, pixels // PIXELS_A_PART))
     cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
     axes = [term.tables[1].shape[1] for term in terms]
-    rows = space.empty((pixels, sum(axes)), np.int32)
-    shares = space.empty((pixels, sum(axes)))
+    rows = lent.empty((pixels, sum(axes[1:])), np.int32)
+    shares = lent.empty((pixels, sum(axes)))
+    sizes = [term.tables[3].shape[2] for term in terms]
     apart = any(term.before is not term.after for term in terms)
-    sends = space.empty((pixels if apart else 0, sum(axes)))
-    groups = space.empty(pixels, np.int32)
+    sends = lent.empty((pixels if apart else 0, sum(axes)))
+    groups = lent.empty(pixels, np.int32)
 
-    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Fills in the rows of a part; gives where each term's copies begin, the vertices behind them, and groups."""
+    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+        """Fills in the rows of a part; gives where each term's copies begin, their vertices, groups and heads."""
         first, last = starts[list(part)]
         own = groups[first:last]
-        finest = terms[0].tables[0]
-        found = layouts.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, finest, order, positions, own)
-        most = min(int(last - first) * sum(axes), sum(term.tables[3].shape[2] for term in terms))
-        owners, counts, column = np.empty(most, np.int32), [0], 0
-        for (simplices, vertices, weights, neighbours), before, after, _ in terms:
-            lattice = simplices, vertices, weights, neighbours.shape[2]
-            place = lattice, before, after, column, rows, shares, sends, owners
-            counts.append(layouts.enter(order, first, last, *place, counts[-1]))
-            column += vertices.shape[1]
-        return counts, owners[: counts[-1]].copy(), own[:found]
+        simplices, corners = terms[0].tables[:2]
+        found = layouts.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, simplices, order, positions, own)
+        points, own = order[first:last], own[:found]
+        heads = np.empty((found, axes[0]), np.int32)
+        most = min(int(last - first) * sum(axes), sum(sizes))
+        owners, counts = np.empty(most, np.int32), [0]
+        counts.append(layouts.enter(order[own], simplices, corners, 0, heads, sizes[0], owners, 0))
+        for term, (simplices, corners, *_) in enumerate((term.tables for term in terms[1:]), 1):
+            column = sum(axes[1:term])
+            into = column, rows[first:last], sizes[term], owners
+            counts.append(layouts.enter(points, simplices, corners, *into, counts[-1]))
+        for term, ((_, _, weights, _), before, after, _) in enumerate(terms):
+            column = sum(axes[:term])
+            layouts.weigh(points, weights, after, column, shares[first:last])
+            if apart:
+                layouts.weigh(points, weights, before, column, sends[first:last])
+        return counts, owners[: counts[-1]].copy(), own, heads
 
     parts = list(itertools.pairwise(cuts.tolist()))
     entered = run(enter, parts)
-    offsets = np.cumsum([0] + [len(owners) for _, owners, _ in entered])
+    offsets = np.cumsum([0] + [len(owners) for _, owners, *_ in entered])
     counts = np.array([counts for counts, *_ in entered]) + offsets[:-1, None]
 
     def shift(part: int) -> None:
-        rows[slice(*starts[list(parts[part])])] += np.int32(offsets[part])
+        for own in (rows[slice(*starts[list(parts[part])])], entered[part][-1]):
+            own += np.int32(offsets[part])
 
     run(shift, range(1, len(parts)))
     ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
-    owners = np.concatenate([owners for _, owners, _ in entered])
+    owners = np.concatenate([owners for _, owners, *_ in entered])
     dealt = [tiles[slice(*part)] for part in parts]
-    found = [own for *_, own in entered]
-    return _Layout(
-        order, positions, dealt, starts[cuts], found, rows, shares, sends if apart else shares, owners, ranges
-    )
+    found, heads = ([parts[place] for parts in entered] for place in (2, 3))
+    weights = shares, sends if apart else shares
+    return _Layout(order, positions, dealt, starts[cuts], found, heads, rows, *weights, owners, ranges)

@@ -33,9 +33,9 @@ from piecewise_training.crf._simd import (
     total,
 )
 
-# What a sweep does: an iteration, one whose marginals are kept, one that is damped and watched, the last one to
-# marginals or to their logarithms; or the first one backwards, and any other.
-ITERATE, KEEP, WATCH, FINISH, FINISH_LOG, TURN, RETURN = range(7)
+# What a sweep does: an iteration, one that is damped and watched, the last one to marginals or to their logarithms; or
+# the first one backwards, and any other.
+ITERATE, WATCH, FINISH, FINISH_LOG, TURN, RETURN = range(6)
 FORWARDS, WATCHED, BACKWARDS = range(3)  # the kernels for them
 _f32 = np.float32
 _at = np.uint64
@@ -165,7 +165,7 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
     """The kernel of an iteration for pixels with so many vertices, the first of which their whole group shares."""
 
     @kernel
-    def sweep(groups, last, channels, base, kept, change, rows, shares, sends, messages, copies, how):  # type: ignore[no-untyped-def]
+    def sweep(groups, last, channels, base, kept, change, heads, rows, shares, sends, messages, copies, how):  # type: ignore[no-untyped-def]
         """Reads each pixel's messages, normalises, and sends its marginals.
 
         Forwards `base` holds the scores, `kept` takes the marginals and `change` in the end their logarithms. Watched,
@@ -187,17 +187,17 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
             for c in range(0, wide, 16):
-                common = gather16(messages, rows, start * axes, channels, c, shared)
+                common = gather16(messages, heads, g * shared, channels, c, shared)
                 for p in range(start, stop):
                     at = p * axes
-                    own = gather16(messages, rows, at + shared, channels, c, others)
+                    own = gather16(messages, rows, p * others, channels, c, others)
                     message = mixed(load16(before, p * step + c), common, shares, at)
                     store(x, (p - start) * channels + c, mixed(message, own, shares, at + shared))
             if wide < channels:
-                common_rest = gather8(messages, rows, start * axes, channels, wide, shared)
+                common_rest = gather8(messages, heads, g * shared, channels, wide, shared)
                 for p in range(start, stop):
                     at = p * axes
-                    own_rest = gather8(messages, rows, at + shared, channels, wide, others)
+                    own_rest = gather8(messages, rows, p * others, channels, wide, others)
                     rest = mixed(load8(before, p * step + wide), common_rest, shares, at)
                     store(x, (p - start) * channels + wide, mixed(rest, own_rest, shares, at + shared))
 
@@ -231,51 +231,55 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
                             most = maximum(most, maximum(new - old, old - new))
                             store(x, at + c, new)
                             store(kept, p * channels + c, new)
-                    if stage in (KEEP, FINISH):
+                    if stage == FINISH:
                         for c in range(0, channels, 8):
                             store(kept, p * channels + c, load8(x, at + c))
             if stage in (FINISH, FINISH_LOG):
                 continue
 
             for c in range(0, wide, 16):
-                sum_common = gather16(copies, rows, start * axes, channels, c, shared)
+                sum_common = gather16(copies, heads, g * shared, channels, c, shared)
                 for p in range(start, stop):
                     at = p * axes
                     q = load16(x, (p - start) * channels + c)
                     sum_common = sent(sum_common, q, sends, at)
-                    sum_own = gather16(copies, rows, at + shared, channels, c, others)
-                    put(copies, rows, at + shared, channels, c, sent(sum_own, q, sends, at + shared))
-                put(copies, rows, start * axes, channels, c, sum_common)
+                    sum_own = gather16(copies, rows, p * others, channels, c, others)
+                    put(copies, rows, p * others, channels, c, sent(sum_own, q, sends, at + shared))
+                put(copies, heads, g * shared, channels, c, sum_common)
             if wide < channels:
-                sum_rest = gather8(copies, rows, start * axes, channels, wide, shared)
+                sum_rest = gather8(copies, heads, g * shared, channels, wide, shared)
                 for p in range(start, stop):
                     at = p * axes
                     q_rest = load8(x, (p - start) * channels + wide)
                     sum_rest = sent(sum_rest, q_rest, sends, at)
-                    own_sum = gather8(copies, rows, at + shared, channels, wide, others)
-                    put(copies, rows, at + shared, channels, wide, sent(own_sum, q_rest, sends, at + shared))
-                put(copies, rows, start * axes, channels, wide, sum_rest)
+                    own_sum = gather8(copies, rows, p * others, channels, wide, others)
+                    put(copies, rows, p * others, channels, wide, sent(own_sum, q_rest, sends, at + shared))
+                put(copies, heads, g * shared, channels, wide, sum_rest)
         return highest(most)
 
     return sweep
 
 
 @cache
-def divergence_kernel(axes: int) -> Any:
-    """The kernel of the divergence, for pixels with so many vertices."""
+def divergence_kernel(shared: int, others: int) -> Any:
+    """The kernel of the divergence, for pixels with so many vertices, the first of which their whole group shares."""
 
     @kernel
-    def divergence(first, last, classes, channels, base, kept, rows, shares, messages):  # type: ignore[no-untyped-def]
+    def divergence(groups, last, heads, classes, channels, base, kept, rows, shares, messages):  # type: ignore[no-untyped-def]
         """The sum of Q (log Q - z - m / 2) over pixels, with the scores z and the messages m in bits."""
         bits = 0.0
         received = np.empty(channels, np.float32)
-        for p in range(first, last):
-            for c in range(0, channels, 8):
-                came = gather8(messages, rows, p * axes, channels, c, axes)
-                store(received, c, mixed(spread8(_f32(0)), came, shares, p * axes))
-            for c in range(classes):
-                q = np.float64(kept[_at(p * channels + c)])
-                bits += q * (np.log2(q) - base[_at(p * channels + c)] - 0.5 * received[_at(c)])
+        for g in range(len(groups)):
+            for p in range(groups[g], groups[g + 1] if g + 1 < len(groups) else last):
+                at = p * (shared + others)
+                for c in range(0, channels, 8):
+                    common = gather8(messages, heads, g * shared, channels, c, shared)
+                    own = gather8(messages, rows, p * others, channels, c, others)
+                    message = mixed(spread8(_f32(0)), common, shares, at)
+                    store(received, c, mixed(message, own, shares, at + shared))
+                for c in range(classes):
+                    q = np.float64(kept[_at(p * channels + c)])
+                    bits += q * (np.log2(q) - base[_at(p * channels + c)] - 0.5 * received[_at(c)])
         return bits * 0.6931471805599453
 
     return divergence
@@ -290,25 +294,26 @@ def moments_kernel(axes: int, grouped: int) -> Any:
         """Adds to what each pixel received and sent, and sends features times marginals and times gradients.
 
         A pixel has received its gradient times its messages and sent its marginals times the messages that come
-        `returned` on the way back. `place` holds the columns of `rows`, the term's first column, the channels, the
-        number of pixels, and that of numbers in the copies of one feature.
+        `returned` on the way back. `rows` are those of groups where these share them. `place` holds the columns of rows
+        and the term's first among them, the same of weights, the channels, the number of pixels, and that of numbers in
+        the copies of one feature.
         """
-        columns, column, channels, points, stride = place
+        columns, column, all_weights, weight, channels, points, stride = place
         received, sent_back, copies, gradients = out
         wide = channels // 16 * 16
         nothing, little = spread16(_f32(0)), spread8(_f32(0))
         for g in range(len(groups)):
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
-            base = start * columns + column
+            base = (g if grouped else start) * columns + column
             for c in range(0, wide, 16):
                 came = gather16(messages, rows, base, channels, c, axes)
                 went = gather16(returned, rows, base, channels, c, axes)
                 for p in range(start, stop):
-                    at = p * columns + column
+                    at = p * all_weights + weight
                     if not grouped:
-                        came = gather16(messages, rows, at, channels, c, axes)
-                        went = gather16(returned, rows, at, channels, c, axes)
+                        came = gather16(messages, rows, p * columns + column, channels, c, axes)
+                        went = gather16(returned, rows, p * columns + column, channels, c, axes)
                     forth = mixed(nothing, came, shares, at) * load16(change, p * channels + c)
                     back = mixed(nothing, went, sends, at) * load16(kept, p * channels + c)
                     received[_at(p)] += total(forth)
@@ -317,10 +322,10 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                 few_came = gather8(messages, rows, base, channels, wide, axes)
                 few_went = gather8(returned, rows, base, channels, wide, axes)
                 for p in range(start, stop):
-                    at = p * columns + column
+                    at = p * all_weights + weight
                     if not grouped:
-                        few_came = gather8(messages, rows, at, channels, wide, axes)
-                        few_went = gather8(returned, rows, at, channels, wide, axes)
+                        few_came = gather8(messages, rows, p * columns + column, channels, wide, axes)
+                        few_went = gather8(returned, rows, p * columns + column, channels, wide, axes)
                     few_forth = mixed(little, few_came, shares, at) * load8(change, p * channels + wide)
                     few_back = mixed(little, few_went, sends, at) * load8(kept, p * channels + wide)
                     received[_at(p)] += total(few_forth)
@@ -331,16 +336,16 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                     to_copies = gather16(copies, rows, base, channels, first + c, axes)
                     to_gradients = gather16(gradients, rows, base, channels, first + c, axes)
                     for p in range(start, stop):
-                        at = p * columns + column
+                        at = p * all_weights + weight
                         if not grouped:
-                            to_copies = gather16(copies, rows, at, channels, first + c, axes)
-                            to_gradients = gather16(gradients, rows, at, channels, first + c, axes)
+                            to_copies = gather16(copies, rows, p * columns + column, channels, first + c, axes)
+                            to_gradients = gather16(gradients, rows, p * columns + column, channels, first + c, axes)
                         f = features[_at(feature + p)]
                         to_copies = sent(to_copies, load16(kept, p * channels + c) * f, sends, at)
                         to_gradients = sent(to_gradients, load16(change, p * channels + c) * f, shares, at)
                         if not grouped:
-                            put(copies, rows, at, channels, first + c, to_copies)
-                            put(gradients, rows, at, channels, first + c, to_gradients)
+                            put(copies, rows, p * columns + column, channels, first + c, to_copies)
+                            put(gradients, rows, p * columns + column, channels, first + c, to_gradients)
                     if grouped:
                         put(copies, rows, base, channels, first + c, to_copies)
                         put(gradients, rows, base, channels, first + c, to_gradients)
@@ -349,16 +354,16 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                     few_copies = gather8(copies, rows, base, channels, rest, axes)
                     few_gradients = gather8(gradients, rows, base, channels, rest, axes)
                     for p in range(start, stop):
-                        at = p * columns + column
+                        at = p * all_weights + weight
                         if not grouped:
-                            few_copies = gather8(copies, rows, at, channels, rest, axes)
-                            few_gradients = gather8(gradients, rows, at, channels, rest, axes)
+                            few_copies = gather8(copies, rows, p * columns + column, channels, rest, axes)
+                            few_gradients = gather8(gradients, rows, p * columns + column, channels, rest, axes)
                         f = features[_at(feature + p)]
                         few_copies = sent(few_copies, load8(kept, p * channels + wide) * f, sends, at)
                         few_gradients = sent(few_gradients, load8(change, p * channels + wide) * f, shares, at)
                         if not grouped:
-                            put(copies, rows, at, channels, rest, few_copies)
-                            put(gradients, rows, at, channels, rest, few_gradients)
+                            put(copies, rows, p * columns + column, channels, rest, few_copies)
+                            put(gradients, rows, p * columns + column, channels, rest, few_gradients)
                     if grouped:
                         put(copies, rows, base, channels, rest, few_copies)
                         put(gradients, rows, base, channels, rest, few_gradients)

@@ -16,19 +16,26 @@ _kept: list[np.ndarray] = []
 
 
 class Workspace:
-    """Hands out arrays, uninitialised and on a cache line's start, from one piece of memory."""
+    """Hands out arrays, uninitialised and on a cache line's start, from one piece of memory.
 
-    def __init__(self, slab: np.ndarray) -> None:
-        self._slab = slab
+    The piece may be an array of any kind that is written later, such as a result. Where it is used up, arrays come from
+    the workspace `beyond`, or are new ones if there is none.
+    """
+
+    def __init__(self, slab: np.ndarray, beyond: Workspace | None = None) -> None:
+        slab = slab.reshape(-1).view(np.uint8)
+        self._slab, self._beyond = slab, beyond
         self._used = -slab.ctypes.data % _LINE
         self.wanted = self._used
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-        """An array for the length of a call; where the piece is used up, one of its own."""
+        """An array for the length of a call."""
         size = math.prod(np.atleast_1d(shape).tolist()) * np.dtype(dtype).itemsize
         self.wanted += -(-size // _LINE) * _LINE
         source, start = self._slab, self._used
         if start + size > len(source):
+            if self._beyond is not None:
+                return self._beyond.empty(shape, dtype)
             source = np.empty(size + _LINE, np.uint8)
             start = -source.ctypes.data % _LINE
         else:

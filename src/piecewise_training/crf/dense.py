@@ -14,7 +14,7 @@ from piecewise_training import checks
 from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import Normalization
 from piecewise_training.crf.lattice import Backend
-from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, mean_field
+from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, approximate, check_arguments
 from piecewise_training.crf.pixels import Spatial, bilateral_kernel, spatial_kernel
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -119,8 +119,8 @@ def dense_crf(
         stds = bilateral_xy_std, bilateral_rgb_std
         kernel = bilateral_kernel(pixels, *stds, like=work, normalization=normalization, backend=backend)
         own.append(PairwiseTerm(kernel, bilateral_w, costs[1]))
-    how = {"tolerance": tolerance, "damping": damping, "convergence": convergence, "logarithm": logarithm}
-    log_q = mean_field(work, [*own, *terms], iterations, **how)  # type: ignore[arg-type]
+    check_arguments(work, [*own, *terms], iterations, tolerance, damping)
+    log_q = approximate(work, [*own, *terms], iterations, tolerance, damping, convergence, logarithm)
     found = (log_q if batched else log_q[0]).to(logits.dtype)
     return found if isinstance(scores, Tensor) else found.numpy()
 

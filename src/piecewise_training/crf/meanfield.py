@@ -117,7 +117,21 @@ def mean_field(
         >>> mean_field(scores, [term]).argmax(1)
         tensor([[0, 0, 0, 1]])
     """
-    _check(logits, terms, iterations, tolerance, damping)
+    check_arguments(logits, terms, iterations, tolerance, damping)
+    checks.finite("logits", logits)
+    return approximate(logits, terms, iterations, tolerance, damping, convergence, logarithm)
+
+
+def approximate(
+    logits: Float[Tensor, "b k *space"],
+    terms: Sequence[PairwiseTerm],
+    iterations: int,
+    tolerance: float,
+    damping: float,
+    convergence: Convergence | None,
+    logarithm: bool,
+) -> Float[Tensor, "b k *space"]:
+    """`mean_field` of arguments that have been checked."""
     flat = logits.flatten(2) if logits.dtype == torch.float64 else logits.flatten(2).float()
     watched = tolerance > 0 or damping > 0 or convergence is not None
     learning = torch.is_grad_enabled() and (logits.requires_grad or any(term.learned for term in terms))
@@ -190,10 +204,12 @@ def _watch(
     return found
 
 
-def _check(logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, tolerance: float, damping: float) -> None:
+def check_arguments(
+    logits: Tensor, terms: Sequence[PairwiseTerm], iterations: int, tolerance: float, damping: float
+) -> None:
+    """Raises a ValueError where an argument of `mean_field` does not fit; not for logits that are not finite."""
     if not isinstance(logits, Tensor) or logits.ndim < 3 or 0 in logits.shape or not logits.is_floating_point():
         raise ValueError(f"`logits` must be (B, K, ...) floating point; got {checks.describe(logits)}.")
-    checks.finite("logits", logits)
     if iterations < 0:
         raise ValueError(f"`iterations` must be at least 0; got {iterations}.")
     if not tolerance >= 0:
