@@ -56,14 +56,15 @@ def gradients(
     assert state.scores is not None
     lent = Workspace(out, space)  # written last
     work = Buffers.of(state, lent)
-    scores, terms = state.scores, range(len(state.terms))
-    kept, change, total = (space.empty(scores.size) for _ in range(3))
+    terms = range(len(state.terms))
+    scores, kept, change, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(4))
     lattices = [lent.empty(state.shape_of_lattice(term)) for term in terms]
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
     pool = _Pool(state, features, work, space)
     moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
+    state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(log_q, LOG2_E, IMPOSSIBLE, kept, run)
     state.enter(gradient, np.float32(1), np.float32(0), change, run)
     state.clear((work.messages, work.copies), run)
@@ -172,13 +173,13 @@ class _Moments:
 
     def _product(self, dim: int) -> float:
         """What gradients have sent times what comes to them, through the mixture."""
-        channels, classes = self._state.channels, self._state.classes
+        channels = self._state.channels
         sums = np.zeros((channels, channels))
         for block, others in enumerate(self._others[dim]):
             kernels.contract(others.reshape(-1), self._filtered[dim], sums[8 * block : 8 * block + 8])
         if len(self._mixture) == 1:
             return float((sums.diagonal() * self._mixture[0]).sum())
-        return float((sums[:, :classes] * self._mixture.T).sum())
+        return float((sums * self._mixture.T).sum())
 
     def slopes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gradients to the factors before and after, and the spreads."""

@@ -111,7 +111,7 @@ class MeanField:
         axes: the number of blur axes of each term.
         sizes: the number of vertices of each term, and one more for those that are missing.
         layout: where everything lies.
-        scores: those given, where they are kept, as rows of channels at the pixels' positions, in bits.
+        scores: those given (K, N), where they are kept.
         lattices: the filtered marginals of each update by term (channels / 8, size, 8), where they are kept.
     """
 
@@ -169,10 +169,8 @@ class MeanField:
             run: calls a function for each of some items, on threads.
         """
         work = Buffers.of(self, lent)
-        rows = len(self.layout.order) * self.channels
-        base = result = space.empty(rows)
-        if keep:
-            base = self.scores = np.empty(rows, np.float32)
+        base = space.empty(len(self.layout.order) * self.channels)
+        self.scores = logits if keep else None
         lattices = [lent.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
@@ -188,12 +186,12 @@ class MeanField:
             def update(part: int) -> None:
                 if iteration:  # noqa: B023
                     self.fetch(part, filtered, weights, work)  # noqa: B023
-                self.sweep(part, (base, result, result), work, stage)  # noqa: B023
+                self.sweep(part, (base, base, base), work, stage)  # noqa: B023
 
             run(update, self.parts)
             if iteration < iterations:
                 self.filter(work, lattices, run)
-        self.leave(result, out, run)
+        self.leave(base, out, run)
 
     def watch(
         self,
@@ -259,8 +257,8 @@ class MeanField:
         A single row is the diagonal of the matrix that it stands for.
         """
         mixture = self.terms[term].mixture * np.float64(unit * self.weight_of_blur(term))
-        padded = np.zeros((self.classes if mixture.ndim == 2 else 1, self.channels), np.float32)
-        padded[:, : self.classes] = mixture if transpose else mixture.T
+        padded = np.zeros((self.channels if mixture.ndim == 2 else 1, self.channels), np.float32)
+        padded[: self.classes, : self.classes] = mixture if transpose else mixture.T
         return padded
 
     def enter(self, planes: np.ndarray, unit: np.float32, missing: np.float32, rows: np.ndarray, run: Run) -> None:

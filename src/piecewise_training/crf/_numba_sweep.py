@@ -59,8 +59,10 @@ def fetch(owners, first, last, lattice, mixture, channels, messages):  # type: i
         else:
             for c in range(0, channels, 8):
                 x = zero
-                for b in range(len(mixture)):
-                    x = x + load8(weights, b * channels + c) * lattice[b // 8, vertex, b % 8]
+                for block in range(len(lattice)):
+                    place = (block * size + vertex) * 8
+                    for b in range(8):
+                        x = x + load8(weights, (8 * block + b) * channels + c) * flat[_at(place + b)]
                 store(messages, row * channels + c, x)
 
 

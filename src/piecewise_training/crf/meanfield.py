@@ -306,13 +306,13 @@ class _Inference(torch.autograd.Function):
         mixtures = [mixture for mixture in parts[::4] if mixture is not None]
         log_q, ctx.kept = operator.infer(_filters(terms), mixtures, logits, iterations, grid, True, True)
         ctx.operator, ctx.terms = operator, terms
-        ctx.save_for_backward(log_q, *parts)
+        ctx.save_for_backward(logits, log_q, *parts)  # the backend may have kept the logits' memory
         return log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        log_q, *parts = ctx.saved_tensors
+        _, log_q, *parts = ctx.saved_tensors
         kernels = [term.kernel for term in ctx.terms]
         features = [
             None if kernel.features is None else centred(kernel.features.detach(), bandwidths)
