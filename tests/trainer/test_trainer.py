@@ -385,3 +385,31 @@ def test_stage_2_on_images_of_its_own() -> None:
     everywhere, for_crf = CountsEpochs(loader().dataset, 4), CountsEpochs(loader(seed=3).dataset, 4)
     trainer().train_piecewise(everywhere, 2, 3, 1, crf_loader=for_crf)
     assert (everywhere.epochs, for_crf.epochs) == (3, 3)
+
+
+class Spoilt(Small):
+    """A network whose last layer gets a gradient of NaN in some backward passes."""
+
+    def __init__(self, passes: set[int]) -> None:
+        super().__init__()
+        self.count = 0
+        self.layers[-1].weight.register_hook(lambda gradient: self.spoil(gradient, passes))
+
+    def spoil(self, gradient: torch.Tensor, passes: set[int]) -> torch.Tensor:
+        self.count += 1
+        return gradient * float("nan") if self.count in passes else gradient
+
+
+def test_a_step_with_a_broken_gradient_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    spoilt = PiecewiseTrainedModel(3, 3, unary=Spoilt({2}))
+    trainer(spoilt).train_unary(loader(), 2)
+    assert "stage1, step 2: the gradient of model.unary.layers.4.weight and 0 others is not finite" in caplog.text
+    assert caplog.text.count("left out") == 1
+    assert all(bool(value.isfinite().all()) for value in spoilt.state_dict().values())
+
+
+def test_training_ends_where_gradients_stay_broken() -> None:
+    spoilt = PiecewiseTrainedModel(3, 3, unary=Spoilt(set(range(3, 100))))
+    with pytest.raises(FloatingPointError, match=r"stage1, step 12: the gradient of .* Lower `learning_rate`"):
+        trainer(spoilt).train_unary(loader(), 20)
+    assert all(bool(value.isfinite().all()) for value in spoilt.state_dict().values())

@@ -21,7 +21,8 @@ def spare_bfloat16(network: nn.Module) -> nn.Module:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and not _gains(module):
-            module.__class__ = _spared(type(module))
+            kind: Any = type(module)
+            module.__class__ = _spared(kind)
     return network
 
 

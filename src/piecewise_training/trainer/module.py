@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import lightning
@@ -17,6 +18,10 @@ from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import Nodes, PiecewiseTrainedModel
 from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+MOST_LEFT_OUT = 10  # steps in a row
 
 
 class StageModule(lightning.LightningModule):
@@ -41,6 +46,7 @@ class StageModule(lightning.LightningModule):
         self.register_buffer("class_weight", weight, persistent=False)
         self.metrics = SegmentationMetrics(model.num_classes)
         self.mean_loss = torchmetrics.MeanMetric()
+        self._left_out = 0
         if not stage.trains_unary:
             model.unary.requires_grad_(False)
         if model.crf is not None and not stage.trains_crf:
@@ -68,6 +74,32 @@ class StageModule(lightning.LightningModule):
         loss = self._loss(nodes, logits, log_q, target)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True, sync_dist=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leaves out a step whose gradient is not finite: one would spoil its weights for good.
+
+        Raises:
+            FloatingPointError: so were those of the last ten steps.
+        """
+        del optimizer
+        if self.trainer.precision == "16-mixed":
+            return  # the scaler of half precision does this, often
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
+            self._left_out = 0
+            return
+        self._left_out += 1
+        wrong = [name for name, gradient in gradients.items() if not bool(gradient.norm().isfinite())]
+        what = f"the gradient of {wrong[0]} and {len(wrong) - 1} others" if wrong else "the gradient"
+        place = f"{self.stage.name}, step {self.trainer.global_step + 1}"
+        if self._left_out >= MOST_LEFT_OUT:
+            raise FloatingPointError(
+                f"{place}: {what} is not finite, for the {MOST_LEFT_OUT}th step in a row. Training cannot go on. "
+                "Lower `learning_rate`, or set `clip`; with `precision` 32 there is less room for it."
+            )
+        logger.warning("%s: %s is not finite; the step is left out", place, what)
+        for p in self.parameters():
+            p.grad = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Adds a batch to the validation's loss and confusion matrix.
