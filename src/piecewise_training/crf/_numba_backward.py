@@ -67,8 +67,13 @@ def gradients(
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(log_q, LOG2_E, IMPOSSIBLE, kept, run)
     state.enter(gradient, np.float32(1), np.float32(0), change, run)
-    state.clear((work.messages, work.copies), run)
-    run(lambda part: state.sweep(part, (total, kept, change), work, kernels.TURN), state.parts)
+
+    def turn(part: int) -> None:
+        with work.messages() as messages:
+            state.fetch(part, None, back, messages)
+            state.sweep(part, (total, kept, change), messages, work.copies, kernels.TURN)
+
+    run(turn, state.parts)
     learned = [moment for moment in moments if moment is not None]
     blocks = [(term, block) for term in terms for block in range(state.channels // 8)]
     for step in reversed(range(len(state.lattices))):
@@ -82,15 +87,13 @@ def gradients(
             state.filter_block(work.copies, lattices[term], scratch, index, True, look)
 
         def update(part: int) -> None:
-            if step:  # noqa: B023
-                state.fetch(part, state.lattices[step - 1], forth, work)  # noqa: B023
-            else:
-                state.clear_part(part, (work.messages,))
-            state.sweep(part, (scores, kept, kept), work, kernels.FINISH)
-            state.fetch(part, lattices, back, work)
-            for moment in learned:  # here, while the part's pixels are in the cache
-                moment.send(part, kept, change, filtered, work.messages)  # noqa: B023
-            state.sweep(part, (total, kept, change), work, kernels.RETURN)
+            with work.messages() as messages:
+                state.fetch(part, state.lattices[step - 1] if step else None, forth, messages)  # noqa: B023
+                state.sweep(part, (scores, kept, kept), messages, work.copies, kernels.FINISH)
+                state.fetch(part, lattices, back, messages)
+                for moment in learned:  # here, while the part's pixels are in the cache
+                    moment.send(part, kept, change, filtered, messages, work)  # noqa: B023
+                state.sweep(part, (total, kept, change), messages, work.copies, kernels.RETURN)
 
         run(pull, blocks)
         run(update, state.parts)
@@ -112,7 +115,6 @@ class _Pool:
     ) -> None:
         dims = [0 if f is None else len(f) for f in features]
         self.width = work.copies.size
-        self.messages = space.empty(self.width if any(dims) else 0)
         self._copies = [space.empty((max(dims), self.width)) for _ in range(2)]
         vertices = max(own * size for own, size in zip(dims, state.sizes, strict=True))
         self._lattices = [space.empty(vertices * state.channels) for _ in range(3)]
@@ -140,23 +142,30 @@ class _Moments:
         self._mixture = state.weight(term, 1)
 
     def send(
-        self, part: int, kept: np.ndarray, change: np.ndarray, filtered: Sequence[np.ndarray], returned: np.ndarray
+        self,
+        part: int,
+        kept: np.ndarray,
+        change: np.ndarray,
+        filtered: Sequence[np.ndarray],
+        returned: np.ndarray,
+        work: Buffers,
     ) -> None:
         """Works on a part's pixels: the marginals before an update, and the gradient to the scores after it."""
         state, term, layout = self._state, self._term, self._state.layout
-        first, last = layout.ranges[term][part]
-        message = filtered[term], self._mixture, state.channels, self._pool.messages
-        kernels.fetch(layout.owners, first, last, *message)
+        first, last = layout.ranges[term][part] * state.channels
         for table in (self._copies, self._gradients):
-            table[:, first * state.channels : last * state.channels] = 0
+            table[:, first:last] = 0
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
         columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
         place = *columns, state.channels, len(layout.order), self._pool.width
         weights = (table.reshape(-1) for table in (rows, layout.shares, layout.sends))
-        values = self._pool.messages, returned, kept, change, self._features.reshape(-1)
-        out = self._received, self._sent, self._copies.reshape(-1), self._gradients.reshape(-1)
+        own = (table.reshape(-1)[state.numbers(part).start :] for table in (self._copies, self._gradients))
+        out = self._received, self._sent, *own
         moments = kernels.moments_kernel(state.axes[term], int(term == 0))
-        moments(layout.groups[part], layout.bounds[part + 1], place, *weights, *values, out)
+        with work.messages() as messages:
+            state.fetch_term(part, term, filtered[term], self._mixture, messages)
+            values = messages, returned, kept, change, self._features.reshape(-1)
+            moments(layout.groups[part], layout.bounds[part + 1], place, *weights, *values, out)
 
     def add(self, run: Run) -> None:
         """Adds what all parts have sent in one update."""

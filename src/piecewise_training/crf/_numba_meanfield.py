@@ -8,7 +8,8 @@ on the image alone and their copies are added up in order: results do not depend
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,11 +80,11 @@ class _Layout:
         tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
         bounds: the positions at which parts begin, and the end.
         groups: for each part the positions at which pixels of another simplex of the first term begin.
-        heads: for each part its copies of the vertices around each group (groups, V) of the first term.
-        rows: the parts' copies of the vertices around the pixel at each position (N, V'), those of all other terms.
+        heads: for each part (groups, V), which of its copies are the vertices around each group, of the first term.
+        rows: which of its part's copies are those around the pixel at each position (N, V'), of all other terms.
         shares: its weight at each of all of them (N, V + V') in what it receives.
         sends: its weight at each of them in what it sends; the same array where the two are one.
-        owners: the vertex behind each copy, among those of its term.
+        owners: the vertex behind each copy of all parts, among those of its term.
         ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
     """
 
@@ -174,7 +175,6 @@ class MeanField:
         lattices = [lent.empty(self.shape_of_lattice(term)) for term in range(len(self.terms))]
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
-        self.clear((work.messages, work.copies), run)
         for iteration in range(iterations + 1):
             stage, filtered = kernels.ITERATE, lattices
             if iteration == iterations:
@@ -184,9 +184,9 @@ class MeanField:
                 self.lattices.append(lattices)
 
             def update(part: int) -> None:
-                if iteration:  # noqa: B023
-                    self.fetch(part, filtered, weights, work)  # noqa: B023
-                self.sweep(part, (base, base, base), work, stage)  # noqa: B023
+                with work.messages() as messages:
+                    self.fetch(part, filtered if iteration else None, weights, messages)  # noqa: B023
+                    self.sweep(part, (base, base, base), messages, work.copies, stage)  # noqa: B023
 
             run(update, self.parts)
             if iteration < iterations:
@@ -212,32 +212,39 @@ class MeanField:
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
         divergence = kernels.divergence_kernel(self.axes[0], sum(self.axes[1:]))
         layout = self.layout
-        tables = layout.rows.reshape(-1), layout.shares.reshape(-1), work.messages
+        tables = layout.rows.reshape(-1), layout.shares.reshape(-1)
         course = Course([], [])
         rows = base, kept, logarithms
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
-        self.clear((work.messages, work.copies), run)
 
-        def look(part: int) -> float:
-            self.fetch(part, lattices, weights, work)
+        def look(part: int, messages: np.ndarray) -> float:
             if not how.divergence:
                 return 0.0
             groups = layout.groups[part], layout.bounds[part + 1], layout.heads[part].reshape(-1)
-            return divergence(*groups, self.classes, self.channels, base, kept, *tables)
+            return float(divergence(*groups, self.classes, self.channels, base, kept, *tables, messages))
 
-        run(lambda part: self.sweep(part, rows, work, kernels.WATCH, 0.0), self.parts)
+        def work_on(part: int, stage: int | None, damping: float = 0.0, first: bool = False) -> tuple[float, float]:
+            """The divergence before an update, and the change that it makes."""
+            with work.messages() as messages:
+                self.fetch(part, None if first else lattices, weights, messages)
+                found = 0.0 if first or stage == kernels.FINISH_LOG else look(part, messages)
+                if stage is None:
+                    return found, 0.0
+                return found, self.sweep(part, rows, messages, work.copies, stage, damping)
+
+        run(lambda part: work_on(part, kernels.WATCH, first=True), self.parts)
         for _ in range(iterations):
             self.filter(work, lattices, run)
-            course.divergence.append(sum(run(look, self.parts)))
-            changes = run(lambda part: self.sweep(part, rows, work, kernels.WATCH, how.damping), self.parts)
-            course.change.append(float(max(changes)))
+            found = run(lambda part: work_on(part, kernels.WATCH, how.damping), self.parts)
+            course.divergence.append(sum(divergence for divergence, _ in found))
+            course.change.append(max(change for _, change in found))
             if how.tolerance and course.change[-1] <= how.tolerance:
                 break
         if not how.damping:  # the last update again, since probabilities that are nearly 0 have exact logarithms
-            run(lambda part: self.sweep(part, rows, work, kernels.FINISH_LOG), self.parts)
+            run(lambda part: work_on(part, kernels.FINISH_LOG), self.parts)
         if how.divergence:
             self.filter(work, lattices, run)
-            course.divergence.append(sum(run(look, self.parts)))
+            course.divergence.append(sum(divergence for divergence, _ in run(lambda p: work_on(p, None), self.parts)))
         self.leave(kept if how.damping or not logarithm else logarithms, out, run)
         if how.damping and logarithm:
             np.log(out, out=out)
@@ -273,26 +280,29 @@ class MeanField:
         placed = self._width, layout.positions, self.channels, self.classes, flat
         run(lambda part: layouts.permute_out(rows, layout.tiles[part], *placed), self.parts)
 
-    def clear(self, tables: Sequence[np.ndarray], run: Run) -> None:
-        """Empties tables of one row of channels a copy."""
-        run(lambda part: self.clear_part(part, tables), self.parts)
-
-    def clear_part(self, part: int, tables: Sequence[np.ndarray]) -> None:
-        """Empties what a part has in such tables."""
-        for ranges in self.layout.ranges:
-            first, last = ranges[part] * self.channels
-            for table in tables:
-                table[first:last] = 0
+    def numbers(self, part: int) -> slice:
+        """The numbers of a part's copies in a table of one row of channels each."""
+        return slice(self.layout.ranges[0][part, 0] * self.channels, self.layout.ranges[-1][part, 1] * self.channels)
 
     def sweep(
         self,
         part: int,
         rows: tuple[np.ndarray, np.ndarray, np.ndarray],
-        work: Buffers,
+        messages: np.ndarray,
+        copies: np.ndarray,
         stage: int,
         damping: float = 0.0,
     ) -> float:
-        """Passes over the pixels of a part; `rows` are the kernel's `base`, `kept` and `change`."""
+        """Passes over the pixels of a part, and fills in its copies.
+
+        Args:
+            part: its number.
+            rows: the kernel's `base`, `kept` and `change`.
+            messages: the part's.
+            copies: all parts'.
+            stage: one of the kernel's.
+            damping: share of the old marginals.
+        """
         layout, kind = self.layout, kernels.FORWARDS
         weights = layout.shares, layout.sends
         if stage in (kernels.TURN, kernels.RETURN):
@@ -300,10 +310,13 @@ class MeanField:
         elif stage == kernels.WATCH:
             kind = kernels.WATCHED
         places = layout.heads[part].reshape(-1), layout.rows.reshape(-1)
-        fixed = *places, *(w.reshape(-1) for w in weights), work.messages, work.copies
+        own = copies[self.numbers(part)]
+        if stage not in (kernels.FINISH, kernels.FINISH_LOG):
+            own[:] = 0
+        fixed = *places, *(w.reshape(-1) for w in weights), messages, own
         kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), kind)
         how = stage, np.float32(damping)
-        return kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed, how)
+        return float(kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed, how))
 
     def filter(self, work: Buffers, lattices: Sequence[np.ndarray], run: Run) -> None:
         """Adds the parts' copies up in lattices and blurs them."""
@@ -340,12 +353,25 @@ class MeanField:
         layout = self.layout
         kernels.collect(layout.owners, layout.ranges[term], copies[8 * block :], self.channels, lattice)
 
-    def fetch(self, part: int, lattices: Sequence[np.ndarray], weights: Sequence[np.ndarray], work: Buffers) -> None:
-        """Hands a part its messages, and empties its copies."""
-        for ranges, lattice, weight in zip(self.layout.ranges, lattices, weights, strict=True):
-            first, last = ranges[part]
-            kernels.fetch(self.layout.owners, first, last, lattice, weight, self.channels, work.messages)
-            work.copies[first * self.channels : last * self.channels] = 0
+    def fetch(
+        self,
+        part: int,
+        lattices: Sequence[np.ndarray] | None,
+        weights: Sequence[np.ndarray],
+        messages: np.ndarray,
+    ) -> None:
+        """Hands a part its messages from all lattices; None of them is nothing."""
+        if lattices is None:
+            messages[:] = 0
+            return
+        for term, (lattice, weight) in enumerate(zip(lattices, weights, strict=True)):
+            self.fetch_term(part, term, lattice, weight, messages)
+
+    def fetch_term(self, part: int, term: int, lattice: np.ndarray, weight: np.ndarray, messages: np.ndarray) -> None:
+        """Hands a part its messages from one lattice."""
+        first, last = self.layout.ranges[term][part]
+        own = messages[first * self.channels - self.numbers(part).start :]
+        kernels.fetch(self.layout.owners[first:last], lattice, weight, self.channels, own)
 
 
 @dataclass(frozen=True)
@@ -354,20 +380,33 @@ class Buffers:
 
     Attributes:
         copies: the parts' copies of what pixels send to vertices, a row of channels each.
-        messages: what they receive.
         scratch: for each term as much as its lattice.
+        length: numbers in the messages of the largest part.
+        spare: tables of messages that nobody is using.
     """
 
     copies: np.ndarray
-    messages: np.ndarray
     scratch: list[np.ndarray]
+    length: int
+    spare: list[np.ndarray]
 
     @classmethod
     def of(cls, state: MeanField, space: Workspace) -> Buffers:
         """Buffers for an image."""
         rows = len(state.layout.owners) * state.channels
         scratch = [space.empty(state.shape_of_lattice(term)) for term in range(len(state.terms))]
-        return cls(space.empty(rows), space.empty(rows), scratch)
+        largest = max(own.stop - own.start for own in map(state.numbers, state.parts))
+        return cls(space.empty(rows), scratch, largest, [])
+
+    @contextmanager
+    def messages(self) -> Iterator[np.ndarray]:
+        """A table for what a part's copies receive: one for each thread, which stays in its cache."""
+        try:
+            table = self.spare.pop()
+        except IndexError:
+            table = np.empty(self.length, np.float32)
+        yield table
+        self.spare.append(table)
 
 
 def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, lent: Workspace, run: Run) -> _Layout:
@@ -413,12 +452,6 @@ def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, len
     entered = run(enter, parts)
     offsets = np.cumsum([0] + [len(owners) for _, owners, *_ in entered])
     counts = np.array([counts for counts, *_ in entered]) + offsets[:-1, None]
-
-    def shift(part: int) -> None:
-        for own in (rows[slice(*starts[list(parts[part])])], entered[part][-1]):
-            own += np.int32(offsets[part])
-
-    run(shift, range(1, len(parts)))
     ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
     owners = np.concatenate([owners for _, owners, *_ in entered])
     dealt = [tiles[slice(*part)] for part in parts]

@@ -42,15 +42,15 @@ _at = np.uint64
 
 
 @kernel
-def fetch(owners, first, last, lattice, mixture, channels, messages):  # type: ignore[no-untyped-def]
-    """Copies a part's vertices of one term out of the blurred lattice, through the compatibility.
+def fetch(owners, lattice, mixture, channels, messages):  # type: ignore[no-untyped-def]
+    """Copies some vertices, a part's of one term, out of the blurred lattice, through the compatibility.
 
     The lattice is (channels / 8, M + 1, 8). A mixture of a single row is the diagonal of the matrix it stands for.
     """
     size = lattice.shape[1]
     flat, weights = lattice.reshape(lattice.size), mixture.reshape(mixture.size)
     zero = spread8(_f32(0))
-    for row in range(first, last):
+    for row in range(len(owners)):
         vertex = owners[row]
         if len(mixture) == 1:
             for c in range(0, channels, 8):
