@@ -30,13 +30,14 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def origin(report: Report) -> str:
-    """Where and when the numbers were measured, and how to get them again."""
+    """Where and when the numbers were measured, how to get them again, and what is to be said of them."""
     machine, versions = report["machine"], report["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     command = f"`{report['command']}`, " if "command" in report else ""
+    remark = f" {report['remark']}" if "remark" in report else ""
     return (
         f"Measured on {report['date']} on {machine['cores']} cores of {machine['processor']}: {command}{packages}, "
-        f"commit {report['commit'][:10]}."
+        f"commit {report['commit'][:10]}.{remark}"
     )
 
 
