@@ -20,7 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield
-from piecewise_training.crf._numba_meanfield import MeanField, Term
+from piecewise_training.crf._numba_meanfield import MeanField
+from piecewise_training.crf._numba_parts import PIXELS_A_PART, Run, Term
+from piecewise_training.crf._numba_parts import Tables as Arrays
 from piecewise_training.crf._reference import Normalized, Tables
 from piecewise_training.crf._workspace import Workspace, workspace
 
@@ -32,7 +34,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`."""
     scales = (_scales(features.shape[1]) / _array(bandwidths)).astype(_array(features).dtype)
 
-    def build_one(points: np.ndarray, run: _numba_meanfield.Run) -> Tables:
+    def build_one(points: np.ndarray, run: Run) -> Tables:
         with workspace() as space:
             return _build_one(points, scales, space, run)
 
@@ -71,7 +73,7 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     sums = np.empty((len(tables), 1, len(tables[0][0])), tables[0][2].dtype)
     ones = np.ones_like(sums[0, 0])
 
-    def task(image: int, run: _numba_meanfield.Run) -> None:
+    def task(image: int, run: Run) -> None:
         own = sums[image, 0]
         _filter_one(tables[image], ones, False, own, run)
         own += own.dtype.type(1e-20)
@@ -81,9 +83,7 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     return torch.from_numpy(sums)
 
 
-def _filter_one(
-    tables: _numba_meanfield.Tables, values: np.ndarray, transpose: bool, out: np.ndarray, run: _numba_meanfield.Run
-) -> None:
+def _filter_one(tables: Arrays, values: np.ndarray, transpose: bool, out: np.ndarray, run: Run) -> None:
     """Filters a single channel, as normalisation does."""
     *points, neighbours = tables
     cuts = _cuts(len(values))
@@ -155,7 +155,7 @@ def mean_field(
     states: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
 
-    def infer(image: int, run: _numba_meanfield.Run) -> None:
+    def infer(image: int, run: Run) -> None:
         with workspace() as space:
             lent = Workspace(target[image], space)  # the result is written last, and until then its memory serves
             lasting = (Workspace(np.empty(0)),) * 2 if keep else (space, lent)
@@ -193,7 +193,7 @@ def watched_mean_field(
     courses: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
 
-    def infer(image: int, run: _numba_meanfield.Run) -> None:
+    def infer(image: int, run: Run) -> None:
         with workspace() as space:
             lent = Workspace(target[image], space)
             state = MeanField(own[image], scores.shape[1], grid, space, lent, run)
@@ -223,7 +223,7 @@ def mean_field_gradients(
     marginals, received, out = _array(log_q), _array(gradient), to_logits.numpy()
     arrays = [None if f is None else _array(f) for f in features]
 
-    def pull(image: int, run: _numba_meanfield.Run) -> None:
+    def pull(image: int, run: Run) -> None:
         state = states[image]
         own = [None if f is None else f[image if len(f) > 1 else 0] for f in (arrays[i] for i in state.places)]
         with workspace() as space:
@@ -261,7 +261,7 @@ def _of_one(factor: Tensor | None, image: int, points: int) -> np.ndarray:
     return _array(factor)[image if len(factor) > 1 else 0, 0]
 
 
-def _by_image(task: Callable[[int, _numba_meanfield.Run], None], images: int, points: int) -> None:
+def _by_image(task: Callable[[int, Run], None], images: int, points: int) -> None:
     """Works on whole images side by side, or on one after the other with all threads."""
     with _team() as run:
         if _side_by_side(images, points):
@@ -277,7 +277,7 @@ def _side_by_side(images: int, points: int) -> bool:
     Otherwise all threads work on one image, whose data then have the cache to themselves.
     """
     threads = torch.get_num_threads()
-    return images >= threads and points < 2 * threads * _numba_meanfield.PIXELS_A_PART
+    return images >= threads and points < 2 * threads * PIXELS_A_PART
 
 
 def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -285,7 +285,7 @@ def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 @contextmanager
-def _team() -> Iterator[_numba_meanfield.Run]:
+def _team() -> Iterator[Run]:
     """What runs a task for each of some items on torch's number of threads.
 
     Whoever is free takes the next item, and the caller works too: to wake a thread takes as long as a small task. The
@@ -319,11 +319,11 @@ def _array(values: Tensor) -> np.ndarray:
     return values.detach().contiguous().numpy()
 
 
-def _arrays(lattices: Sequence[Tables]) -> list[_numba_meanfield.Tables]:
+def _arrays(lattices: Sequence[Tables]) -> list[Arrays]:
     return [(s.numpy(), v.numpy(), w.contiguous().numpy(), n.numpy()) for s, v, w, n in lattices]
 
 
-def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: _numba_meanfield.Run) -> Tables:
+def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: Run) -> Tables:
     d, n = points.shape
     simplices = np.empty(n, np.int32)
     weights = np.empty((n, d + 1), points.dtype)

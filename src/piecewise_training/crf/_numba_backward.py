@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
-from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Run
+from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField
+from piecewise_training.crf._numba_parts import Run
 from piecewise_training.crf._workspace import Workspace
 
 
@@ -158,7 +159,7 @@ class _Moments:
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
         columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
         place = *columns, state.channels, len(layout.order), self._pool.width
-        weights = (table.reshape(-1) for table in (rows, layout.shares, layout.sends))
+        weights = (table.reshape(-1) for table in (rows, state.shares, state.sends))
         own = (table.reshape(-1)[state.numbers(part).start :] for table in (self._copies, self._gradients))
         out = self._received, self._sent, *own
         moments = kernels.moments_kernel(state.axes[term], int(term == 0))

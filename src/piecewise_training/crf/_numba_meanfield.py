@@ -1,47 +1,21 @@
-"""Mean field for one image with Numba: how its pixels are laid out and the work on them shared out.
-
-Pixels are worked through by tiles of the image and, within a tile, by simplex, so that the vertices they share are in
-the cache. Tiles are dealt to parts, each with its own copy of the vertices that it touches. The number of parts depends
-on the image alone and their copies are added up in order: results do not depend on the number of threads.
-"""
+"""Mean field for one image with Numba: the order of the work, and its state for the gradients."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from piecewise_training.crf import _numba_layout as layouts
 from piecewise_training.crf import _numba_sweep as kernels
+from piecewise_training.crf._numba_parts import Run, Term, finest_first, lay_out, weights_by_pixel
 from piecewise_training.crf._workspace import Workspace
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
-Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference.Tables`
 
 LOG2_E = np.float32(1.4426950408889634)
 IMPOSSIBLE = np.float32(-2e38)  # the score of a class that there is not
-PIXELS_A_PART = 20_000
-_MOST_PARTS = 16
-
-
-class Term(NamedTuple):
-    """One term of an image.
-
-    Attributes:
-        tables: its lattice, float32.
-        before: the factor of each pixel before filtering (N,).
-        after: the factor of each pixel after filtering (N,); the same array where the two are one.
-        mixture: what its filtered marginals add to the logits: (K, K), its diagonal (K,) or a multiple () of identity.
-    """
-
-    tables: Tables
-    before: np.ndarray
-    after: np.ndarray
-    mixture: np.ndarray
 
 
 class Watch(NamedTuple):
@@ -70,37 +44,6 @@ class Course(NamedTuple):
     change: list[float]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where everything lies.
-
-    Attributes:
-        order: the pixel at each position.
-        positions: the position of each pixel.
-        tiles: for each part (tiles, 4), the top, bottom, left and right of its tiles.
-        bounds: the positions at which parts begin, and the end.
-        groups: for each part the positions at which pixels of another simplex of the first term begin.
-        heads: for each part (groups, V), which of its copies are the vertices around each group, of the first term.
-        rows: which of its part's copies are those around the pixel at each position (N, V'), of all other terms.
-        shares: its weight at each of all of them (N, V + V') in what it receives.
-        sends: its weight at each of them in what it sends; the same array where the two are one.
-        owners: the vertex behind each copy of all parts, among those of its term.
-        ranges: for each term (parts, 2), the first and last copy of its vertices in each part.
-    """
-
-    order: np.ndarray
-    positions: np.ndarray
-    tiles: list[np.ndarray]
-    bounds: np.ndarray
-    groups: list[np.ndarray]
-    heads: list[np.ndarray]
-    rows: np.ndarray
-    shares: np.ndarray
-    sends: np.ndarray
-    owners: np.ndarray
-    ranges: list[np.ndarray]
-
-
 class MeanField:
     """The state of one image, which lives as long as a gradient may be asked for.
 
@@ -112,6 +55,8 @@ class MeanField:
         axes: the number of blur axes of each term.
         sizes: the number of vertices of each term, and one more for those that are missing.
         layout: where everything lies.
+        shares: the weight of each pixel at its vertices of all terms (N, V + V') in what it receives.
+        sends: its weight at each of them in what it sends; the same array where the two are one.
         scores: those given (K, N), where they are kept.
         lattices: the filtered marginals of each update by term (channels / 8, size, 8), where they are kept.
     """
@@ -136,11 +81,12 @@ class MeanField:
             run: calls a function for each of some items, on threads.
         """
         self.classes, self.channels = classes, -(-classes // 8) * 8
-        self.places = sorted(range(len(terms)), key=lambda place: -terms[place].tables[1].shape[1])
+        self.places = finest_first(terms)
         self.terms = [terms[place] for place in self.places]
         self.axes = [term.tables[1].shape[1] for term in self.terms]
         self.sizes = [term.tables[3].shape[2] + 1 for term in self.terms]
-        self.layout = _lay_out(self.terms, grid, space, lent, run)
+        self.layout = lay_out(self.terms, grid, space, lent, run)
+        self.shares, self.sends = weights_by_pixel(self.layout, self.terms, lent, run)
         self.parts = range(len(self.layout.tiles))
         self.scores: np.ndarray | None = None
         self.lattices: list[list[np.ndarray]] = []
@@ -212,7 +158,7 @@ class MeanField:
         weights = [self.weight(term, LOG2_E) for term in range(len(self.terms))]
         divergence = kernels.divergence_kernel(self.axes[0], sum(self.axes[1:]))
         layout = self.layout
-        tables = layout.rows.reshape(-1), layout.shares.reshape(-1)
+        tables = layout.rows.reshape(-1), self.shares.reshape(-1)
         course = Course([], [])
         rows = base, kept, logarithms
         self.enter(logits, LOG2_E, IMPOSSIBLE, base, run)
@@ -304,9 +250,9 @@ class MeanField:
             damping: share of the old marginals.
         """
         layout, kind = self.layout, kernels.FORWARDS
-        weights = layout.shares, layout.sends
+        weights = self.shares, self.sends
         if stage in (kernels.TURN, kernels.RETURN):
-            kind, weights = kernels.BACKWARDS, (layout.sends, layout.shares)
+            kind, weights = kernels.BACKWARDS, (self.sends, self.shares)
         elif stage == kernels.WATCH:
             kind = kernels.WATCHED
         places = layout.heads[part].reshape(-1), layout.rows.reshape(-1)
@@ -407,54 +353,3 @@ class Buffers:
             table = np.empty(self.length, np.float32)
         yield table
         self.spare.append(table)
-
-
-def _lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, lent: Workspace, run: Run) -> _Layout:
-    height, width = grid
-    pixels = height * width
-    order, positions = lent.empty(pixels, np.int32), space.empty(pixels, np.int32)
-    tiles = np.empty((-(-height // layouts.TILE) * -(-width // layouts.TILE), 4), np.int64)
-    starts = np.empty(len(tiles) + 1, np.int64)
-    layouts.list_tiles(height, width, tiles, starts)
-    count = max(1, min(_MOST_PARTS, pixels // PIXELS_A_PART))
-    cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
-    axes = [term.tables[1].shape[1] for term in terms]
-    rows = lent.empty((pixels, sum(axes[1:])), np.int32)
-    shares = lent.empty((pixels, sum(axes)))
-    sizes = [term.tables[3].shape[2] for term in terms]
-    apart = any(term.before is not term.after for term in terms)
-    sends = lent.empty((pixels if apart else 0, sum(axes)))
-    groups = lent.empty(pixels, np.int32)
-
-    def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-        """Fills in the rows of a part; gives where each term's copies begin, their vertices, groups and heads."""
-        first, last = starts[list(part)]
-        own = groups[first:last]
-        simplices, corners = terms[0].tables[:2]
-        found = layouts.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, simplices, order, positions, own)
-        points, own = order[first:last], own[:found]
-        heads = np.empty((found, axes[0]), np.int32)
-        most = min(int(last - first) * sum(axes), sum(sizes))
-        owners, counts = np.empty(most, np.int32), [0]
-        counts.append(layouts.enter(order[own], simplices, corners, 0, heads, sizes[0], owners, 0))
-        for term, (simplices, corners, *_) in enumerate((term.tables for term in terms[1:]), 1):
-            column = sum(axes[1:term])
-            into = column, rows[first:last], sizes[term], owners
-            counts.append(layouts.enter(points, simplices, corners, *into, counts[-1]))
-        for term, ((_, _, weights, _), before, after, _) in enumerate(terms):
-            column = sum(axes[:term])
-            layouts.weigh(points, weights, after, column, shares[first:last])
-            if apart:
-                layouts.weigh(points, weights, before, column, sends[first:last])
-        return counts, owners[: counts[-1]].copy(), own, heads
-
-    parts = list(itertools.pairwise(cuts.tolist()))
-    entered = run(enter, parts)
-    offsets = np.cumsum([0] + [len(owners) for _, owners, *_ in entered])
-    counts = np.array([counts for counts, *_ in entered]) + offsets[:-1, None]
-    ranges = [np.ascontiguousarray(counts[:, term : term + 2]) for term in range(len(terms))]
-    owners = np.concatenate([owners for _, owners, *_ in entered])
-    dealt = [tiles[slice(*part)] for part in parts]
-    found, heads = ([parts[place] for parts in entered] for place in (2, 3))
-    weights = shares, sends if apart else shares
-    return _Layout(order, positions, dealt, starts[cuts], found, heads, rows, *weights, owners, ranges)
