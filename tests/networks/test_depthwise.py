@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -44,8 +46,9 @@ def test_networks_are_spared() -> None:
     assert 0 < len(spared) < len(grouped)
 
 
-def test_copies_keep_it_and_it_is_done_once() -> None:
-    network = copy.deepcopy(spare_bfloat16(spare_bfloat16(nn.Conv2d(8, 8, 3, dilation=2, groups=8))))
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_copies_keep_it_and_it_is_done_once(copied: Callable[[nn.Module], nn.Module]) -> None:
+    network = copied(spare_bfloat16(spare_bfloat16(nn.Conv2d(8, 8, 3, dilation=2, groups=8))))
     assert type(network).__name__ == "Conv2d"
     assert len(type(network).mro()) == len(nn.Conv2d.mro()) + 2
     assert network.state_dict().keys() == {"weight", "bias"}

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield
+from piecewise_training.crf._numba_binary import BinaryMeanField, is_binary
 from piecewise_training.crf._numba_meanfield import MeanField
 from piecewise_training.crf._numba_parts import PIXELS_A_PART, Run, Term
 from piecewise_training.crf._numba_parts import Tables as Arrays
@@ -158,6 +159,10 @@ def mean_field(
     def infer(image: int, run: Run) -> None:
         with workspace() as space:
             lent = Workspace(target[image], space)  # the result is written last, and until then its memory serves
+            if not keep and is_binary(own[image], scores.shape[1]):
+                binary = BinaryMeanField(own[image], grid, space, lent, run)
+                binary.infer(scores[image], iterations, target[image], logarithm, space, lent, run)
+                return
             lasting = (Workspace(np.empty(0)),) * 2 if keep else (space, lent)
             state = MeanField(own[image], scores.shape[1], grid, *lasting, run)
             state.infer(scores[image], iterations, target[image], logarithm, keep, space, lent, run)

@@ -116,7 +116,7 @@ def contract(block, lattice, sums):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _exp2(x):  # type: ignore[no-untyped-def]
+def exp2(x):  # type: ignore[no-untyped-def]
     """2^x for x up to 0; 2^-80 below -80, which keeps denormal numbers out of the loops that follow."""
     x = maximum(x, _f32(-80))
     whole = nearest(x)
@@ -137,7 +137,7 @@ def _log_softmax(x, at, channels, out, to):  # type: ignore[no-untyped-def]
     shift = highest(top)
     mass = spread8(_f32(0))
     for c in range(0, channels, 8):
-        mass = mass + _exp2(load8(x, at + c) - shift)
+        mass = mass + exp2(load8(x, at + c) - shift)
     bits = _f32(np.log2(total(mass)))  # apart from the shift, beside which it might be lost
     for c in range(0, channels, 8):
         store(out, to + c, (load8(x, at + c) - shift - bits) * _f32(0.69314718056))
@@ -153,7 +153,7 @@ def _through_softmax(x, at, channels, marginals, gradient, change, to, logarithm
     whole = total(mass)
     for c in range(0, channels, 8):
         if logarithm:
-            to_scores = load8(x, at + c) - _exp2(load8(marginals, to + c)) * whole
+            to_scores = load8(x, at + c) - exp2(load8(marginals, to + c)) * whole
             store(gradient, to + c, to_scores)
         else:
             to_scores = (load8(x, at + c) - whole) * load8(marginals, to + c)
@@ -216,11 +216,11 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
                     shift = highest(top)
                     mass = spread8(_f32(0))
                     for c in range(0, wide, 16):
-                        likely = _exp2(load16(x, at + c) - shift)
+                        likely = exp2(load16(x, at + c) - shift)
                         store(x, at + c, likely)
                         mass = mass + halves_added(likely)
                     if wide < channels:
-                        likely_rest = _exp2(load8(x, at + wide) - shift)
+                        likely_rest = exp2(load8(x, at + wide) - shift)
                         store(x, at + wide, likely_rest)
                         mass = mass + likely_rest
                     share = _f32(1) / total(mass)

@@ -75,6 +75,7 @@ def _operator(symbol: Any, build: Callable[..., Any]) -> None:
 
 _operator(operator.add, lambda builder, a, b: builder.fadd(a, b, flags=_CONTRACT))
 _operator(operator.sub, lambda builder, a, b: builder.fsub(a, b, flags=_CONTRACT))
+_operator(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 _operator(operator.mul, lambda builder, a, b: builder.fmul(a, b, flags=_CONTRACT))
 
 

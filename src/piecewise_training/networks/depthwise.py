@@ -41,6 +41,16 @@ class _Spared:
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(torch.get_autocast_dtype("cpu"))  # type: ignore[misc]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles, which would look the class up by its name."""
+        return _blank, (type(self).__bases__[1],), self.__dict__
+
+
+def _blank(convolution: Any) -> Any:
+    """A module of that kind, spared, that gets its contents later."""
+    kind = _spared(convolution)
+    return kind.__new__(kind)
+
 
 @cache
 def _spared(convolution: Any) -> Any:
