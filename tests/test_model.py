@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
+from piecewise_training.crf import Kernel
 from piecewise_training.dataset import Classes, normalise
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import ContextualCRF, Relation, vgg
@@ -183,6 +185,20 @@ def test_network_that_returns_more_than_scores() -> None:
     message = r"it returned a dict of 'out', 'aux'. Wrap a network that returns more than its scores"
     with pytest.raises(ValueError, match=message):
         PiecewiseTrainedModel(3, unary=Two())(torch.zeros(1, 3, 20, 20))
+
+
+def test_options_of_any_kind_are_saved(tmp_path: Path) -> None:
+    """NumPy's numbers, colours from an array, and kernels as the class that describes them."""
+    colours = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    crf = {"kernels": [Kernel(xy_std=np.float32(3)), Kernel(xy_std=30, rgb_std=4)], "train_iterations": np.int64(2)}  # type: ignore[arg-type]
+    own = nn.Conv2d(3, 2, 1)
+    classes = Classes(("a", "b"), colours)  # type: ignore[arg-type]
+    PiecewiseTrainedModel(2, unary=own, crf=crf, classes=classes).save(tmp_path / "m.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "m.safetensors", unary=own)
+    assert loaded.classes.colours == ((1, 2, 3), (4, 5, 6))
+    assert loaded.crf is not None
+    assert [kernel.xy_std for kernel in loaded.crf.kernels.values()] == [3.0, 30]
+    assert loaded.crf.train_iterations == 2
 
 
 def test_tied_weights_are_saved(tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from piecewise_training import processes
 from piecewise_training.processes import Group
@@ -75,8 +83,17 @@ def test_a_share_keeps_the_loaders_ways() -> None:
 def test_errors() -> None:
     two = Group(0, 2)
     weighted = loader(4, sampler=WeightedRandomSampler([1.0] * 4, 4))
-    with pytest.raises(ValueError, match="draws with a WeightedRandomSampler, which 2 processes cannot share"):
+    with pytest.raises(ValueError, match="a WeightedRandomSampler of its own, which 2 processes cannot share"):
         two.training_share(weighted, 0)
+    some = loader(8, sampler=RandomSampler(range(8), num_samples=4))
+    with pytest.raises(ValueError, match="`train_loader` draws with a RandomSampler of its own"):
+        two.training_share(some, 0)
+    batched = DataLoader(range(8), batch_sampler=BatchSampler(SequentialSampler(range(8)), 2, False))  # type: ignore[arg-type]
+    for share in (lambda: two.training_share(batched, 0), lambda: two.validation_share(batched)):
+        with pytest.raises(ValueError, match="draws with a BatchSampler of its own"):
+            share()
+    with pytest.raises(ValueError, match="`val_loader` draws with a SubsetRandomSampler of its own"):
+        two.validation_share(loader(8, sampler=SubsetRandomSampler([6, 7])))
     with pytest.raises(ValueError, match="3 training images do not fill a batch of 2 in each of 2 processes"):
         two.training_share(loader(3, drop_last=True), 0)
     with pytest.raises(ValueError, match="1 validation images cannot be shared out among 2 processes"):

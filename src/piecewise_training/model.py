@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -121,6 +122,7 @@ class PiecewiseTrainedModel(nn.Module):
             "featmap": None if featmap is None else dict(featmap),
             "context": None if self.context is None else self.context.configuration(),
         }
+        self.configuration = _plain(self.configuration)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -216,7 +218,7 @@ class PiecewiseTrainedModel(nn.Module):
             "classes": json.dumps(asdict(self.classes)),
         }
         # Clones, because safetensors refuses tensors that share memory, as tied weights do.
-        state = {name: value.contiguous().clone() for name, value in self.state_dict().items()}
+        state = {name: value.cpu().contiguous().clone() for name, value in self.state_dict().items()}
         with atomic_write(path) as temporary:
             safetensors.torch.save_file(state, temporary, header)
 
@@ -261,6 +263,17 @@ class PiecewiseTrainedModel(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: options may be NumPy's numbers, or kernels."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _build_context(

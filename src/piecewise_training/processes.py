@@ -83,11 +83,7 @@ class Group:
         """
         if self.size == 1:
             return loader
-        if not isinstance(loader.sampler, RandomSampler | SequentialSampler):
-            raise ValueError(
-                f"`train_loader` draws with a {type(loader.sampler).__name__}, which {self.size} processes cannot "
-                "share. Give a loader with shuffle=True or shuffle=False."
-            )
+        self._check_sampler("train_loader", loader, RandomSampler | SequentialSampler)
         shuffle = isinstance(loader.sampler, RandomSampler)
         sampler: DistributedSampler[Any] = DistributedSampler(
             loader.dataset, self.size, self.rank, shuffle=shuffle, seed=seed, drop_last=loader.drop_last
@@ -104,14 +100,28 @@ class Group:
         """A loader of this process's share of the validation images; each image is in one share.
 
         Raises:
-            ValueError: there are fewer images than processes.
+            ValueError: the loader has its own sampler, or there are fewer images than processes.
         """
         if self.size == 1 or loader is None:
             return loader
+        self._check_sampler("val_loader", loader, SequentialSampler)
         images = len(loader.dataset)  # type: ignore[arg-type]
         if images < self.size:
             raise ValueError(f"{images} validation images cannot be shared out among {self.size} processes.")
         return _like(loader, Subset(loader.dataset, range(self.rank, images, self.size)))
+
+    def _check_sampler(self, name: str, loader: DataLoader[Any], known: Any) -> None:
+        """Raises a ValueError where a loader does not read every image of its set once, in batches of its own size."""
+        sampler = loader.sampler
+        images = len(loader.dataset)  # type: ignore[arg-type]
+        some = isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != images)
+        own = type(loader.batch_sampler).__name__ if loader.batch_size is None else type(sampler).__name__
+        if loader.batch_size is None or some or not isinstance(sampler, known):
+            raise ValueError(
+                f"`{name}` draws with a {own} of its own, which {self.size} processes cannot share. "
+                "Give a loader of the whole set, for training with shuffle=True or shuffle=False, for validation "
+                "without shuffling; a torch.utils.data.Subset stands for a part of a set."
+            )
 
 
 def current() -> Group:

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from piecewise_training.cli import main
+from piecewise_training.dataset import SyntheticDataset
 from piecewise_training.model import PiecewiseTrainedModel
 
 TINY = [
@@ -136,6 +137,22 @@ def test_evaluate_on_the_runs_data_with_a_change(run: Path, tmp_path: Path) -> N
         assert sum(int(row["pixels"]) for row in csv.DictReader(file)) == 2 * 32 * 48
 
 
+def test_evaluate_on_another_folder_takes_all_of_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = SyntheticDataset(5, (32, 48))
+    for index in range(5):
+        for kind, picture in zip(("images", "labels"), scenes.read(index), strict=True):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / "data" / kind / f"{index}.png")
+    folder = ["--data.name", "folder", "--data.root", str(tmp_path / "data"), "--data.num_classes", "7"]
+    arguments = ["evaluate", "--model", str(run), "--device", "cpu", *folder]
+    assert main([*arguments, "--output", str(tmp_path / "all")]) == 0
+    assert "5 images of 7 classes" in capsys.readouterr().out
+    assert main([*arguments, "--output", str(tmp_path / "share"), "--data.val_fraction", "0.4"]) == 0
+    assert "2 images of 7 classes" in capsys.readouterr().out
+
+
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "piecewise_model_final.safetensors")
     with pytest.raises(SystemExit):
@@ -143,6 +160,8 @@ def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds no config.yaml that names the data" in capsys.readouterr().err
     assert main(["evaluate", "--model", model, "--data.name", "camvid", "--data.root", "x"]) == 1
     assert "`root` x is not in VOC's layout" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(run), "--output", str(run)]) == 1
+    assert "holds a run, whose own results would be lost" in capsys.readouterr().err
 
 
 def test_predict(run: Path, tmp_path: Path) -> None:

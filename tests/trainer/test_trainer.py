@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,12 @@ def test_same_seed_same_weights() -> None:
 
 @pytest.mark.parametrize("validated", [True, False])
 @pytest.mark.parametrize(("rate", "ema"), [(0.05, 0.0), (1e-9, 0.0), (0.05, 0.5)])
-def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: float, ema: float) -> None:
-    """A run killed in epoch 4 of 5 ends as the uninterrupted run does, also if the last epochs were not the best."""
+@pytest.mark.parametrize("name", ["part", "moved"])
+def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: float, ema: float, name: str) -> None:
+    """A run killed in epoch 4 of 5 ends as the uninterrupted run does, also if the last epochs were not the best.
+
+    So does one whose folder is called otherwise by then.
+    """
     val = loader(seed=1) if validated else None
 
     class KilledError(Exception):
@@ -206,16 +211,57 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path, validated: bool, rate: 
             unary_stage(5), Stops(loader().dataset, 4), val
         )
     model.load_state_dict(start)
-    again = trainer(model, output_dir=tmp_path / "part", config=config)
+    (tmp_path / "part").rename(tmp_path / name)
+    again = trainer(model, output_dir=tmp_path / name, config=config)
     seen = CountsEpochs(loader().dataset, 4)
     history = again.run_stage(unary_stage(5), seen, val, resume=True)
     assert seen.epochs == 2
     assert history["train_loss"] == pytest.approx(expected["train_loss"])
     assert len(history["lr"]) == 5
-    assert (tmp_path / "part" / "logs" / "csv" / "stage1" / "metrics.csv").is_file()
-    assert (tmp_path / "part" / "logs" / "csv" / "stage1_resumed_1" / "metrics.csv").is_file()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, final[name])
+    logs = tmp_path / name / "logs" / "csv"
+    assert {folder.name for folder in logs.iterdir()} == {"stage1", "stage1_resumed_1"}
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, final[key])
+
+
+def test_a_resumed_stage_sees_other_batches(tmp_path: Path) -> None:
+    """Shuffled anew, and not in the order of the epochs before the interruption."""
+    seen: list[list[int]] = []
+
+    class Order(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            seen[-1].append(index)
+            return super().__getitem__(index)
+
+    class Notes(DataLoader[Any]):
+        epochs = 0
+
+        def __iter__(self) -> Any:
+            Notes.epochs += 1
+            if Notes.epochs == 3:
+                raise RuntimeError("killed")
+            seen.append([])
+            return super().__iter__()
+
+    def shuffled() -> Notes:
+        data = Order(*loader(16).dataset.tensors)  # type: ignore[attr-defined]
+        return Notes(data, 4, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(output_dir=tmp_path).run_stage(unary_stage(4), shuffled())
+    trainer(output_dir=tmp_path).run_stage(unary_stage(4), shuffled(), resume=True)
+    assert len({tuple(order) for order in seen}) == len(seen) == 4
+
+
+def test_an_interrupt_is_an_interrupt() -> None:
+    class Interrupted(Small):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(PiecewiseTrainedModel(3, unary=Interrupted())).train_unary(loader(), 1)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_skips_what_is_finished(tmp_path: Path) -> None:
@@ -225,6 +271,8 @@ def test_resume_skips_what_is_finished(tmp_path: Path) -> None:
     fresh.model.load_state_dict(snapshot(fresh.model))
     assert fresh.run_stage(unary_stage(2), [], None, resume=True) == history  # type: ignore[arg-type]
     assert torch.equal(fresh.model.unary.layers[0].weight, first.model.unary.layers[0].weight)
+    with pytest.raises(ValueError, match="finds stage1 finished with 2 epochs in .*, and 3 are asked for"):
+        fresh.run_stage(unary_stage(3), loader(), None, resume=True)
 
 
 def test_logs_and_history_on_disk(tmp_path: Path) -> None:
@@ -371,6 +419,8 @@ def test_errors(tmp_path: Path) -> None:
         trainer().run_stage(unary_stage(1), loader(), resume=True)
     with pytest.raises(ValueError, match="`precision` 16 needs a GPU; on the CPU take bf16 or 32"):
         trainer(config=TrainConfig(precision="16"))
+    with pytest.raises(ValueError, match="`device` is cuda:99, but torch finds . GPUs here"):
+        PiecewiseTrainer(model, "cuda:99", num_classes=3)
 
 
 def test_labels_that_are_no_class() -> None:

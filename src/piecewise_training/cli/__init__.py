@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(commands[name](**keywords) or 0)
     except KeyboardInterrupt:
-        print("piecewise: interrupted", file=sys.stderr)
+        hint = "; --resume goes on with it" if name == "train" else ""
+        print(f"piecewise {name}: interrupted{hint}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
         if traceback:

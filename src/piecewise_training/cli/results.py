@@ -85,9 +85,8 @@ def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[
 
 def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:
     """Writes the weights twice: with the configuration as safetensors, and as a plain state dict."""
-    model.to("cpu")
     with atomic_write(folder / MODEL_FILES[0]) as temporary:
-        torch.save(model.state_dict(), temporary)
+        torch.save({name: value.cpu() for name, value in model.state_dict().items()}, temporary)
     model.save(folder / MODEL_FILES[1])
 
 
@@ -194,5 +193,5 @@ def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequ
         table.add_row(name, *shown)
     console.print(table)
     for remark in remarks:
-        console.print(remark, highlight=False)
-    console.print(f"everything is in {folder}; its page is {folder / PAGE}", highlight=False)
+        console.print(remark, highlight=False, markup=False)
+    console.print(f"everything is in {folder}; its page is {folder / PAGE}", highlight=False, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -110,6 +111,7 @@ def run(
         group.wait()
     if not group.first:
         return
+    network.to(trainer.device)  # Lightning leaves it on the CPU
     tables.save_model(network, folder)
     moved = tables.parameters(network, start_values)
     notes = tables.notes(moved, trainer.history, tables.surroundings(network))
@@ -149,7 +151,8 @@ def _train_together(resolved: dict[str, Any], devices: int, *, resume: bool, ove
         config = Path(scratch) / _CONFIG
         config.write_text(yaml.safe_dump(resolved))
         switches = [f"--{name}" for name, on in (("resume", resume), ("overwrite", overwrite)) if on]
-        processes.launch(["train", "--config", str(config), *switches], devices)
+        traceback = ["--traceback"] if "--traceback" in sys.argv else []
+        processes.launch([*traceback, "train", "--config", str(config), *switches], devices)
 
 
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

@@ -1,6 +1,13 @@
 """Images and labels to train on: folders, the field's data sets, and scenes drawn from a seed."""
 
-from piecewise_training.dataset.build import AnyDataset, build_datasets, crf_loader, train_loader, val_loader
+from piecewise_training.dataset.build import (
+    AnyDataset,
+    build_datasets,
+    crf_loader,
+    train_loader,
+    val_loader,
+    whole_folder,
+)
 from piecewise_training.dataset.camvid import camvid_dataset
 from piecewise_training.dataset.cityscapes import cityscapes_dataset
 from piecewise_training.dataset.classes import Classes
@@ -31,4 +38,5 @@ __all__ = [
     "train_loader",
     "val_loader",
     "voc2012_dataset",
+    "whole_folder",
 ]

@@ -39,6 +39,19 @@ def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDa
     return train, val
 
 
+def whole_folder(config: DataConfig) -> SegmentationDataset:
+    """All images of a folder, as they are, with nothing held out.
+
+    Raises:
+        DataError: something that the configuration names is missing or does not fit.
+    """
+    _refuse_unused(config)
+    classes = _folder_classes(config)
+    names = None if config.image_list is None else read_names(config.image_list)
+    pairs = pair_by_stem(*_images_and_labels(config), names)
+    return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
+
+
 def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> DataLoader[Any]:
     """Shuffled batches of crops; the last, smaller batch is left out, because batch norm suffers from it."""
     if len(dataset) < config.batch_size:  # type: ignore[arg-type]
@@ -91,11 +104,7 @@ def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
 
 
 def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
-    if config.num_classes is None and config.class_names is None:
-        raise DataError("`data.name` folder needs data.num_classes or data.class_names.")
-    classes = Classes.named(config.class_names) if config.class_names else Classes.numbered(config.num_classes or 0)
-    if config.num_classes not in (None, len(classes)):
-        raise DataError(f"`data.num_classes` is {config.num_classes}, but data.class_names lists {len(classes)}.")
+    classes = _folder_classes(config)
     images, labels = _images_and_labels(config)
     names = None if config.image_list is None else read_names(config.image_list)
     if config.val_images and config.val_labels:
@@ -117,6 +126,15 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
         SegmentationDataset.from_pairs(train, size, classes=classes),
         SegmentationDataset.from_pairs(val, size, classes=classes),
     )
+
+
+def _folder_classes(config: DataConfig) -> Classes:
+    if config.num_classes is None and config.class_names is None:
+        raise DataError("`data.name` folder needs data.num_classes or data.class_names.")
+    classes = Classes.named(config.class_names) if config.class_names else Classes.numbered(config.num_classes or 0)
+    if config.num_classes not in (None, len(classes)):
+        raise DataError(f"`data.num_classes` is {config.num_classes}, but data.class_names lists {len(classes)}.")
+    return classes
 
 
 def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:

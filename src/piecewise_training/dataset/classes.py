@@ -28,6 +28,8 @@ class Classes:
             raise ValueError(f"there must be 2 to 255 classes; got {len(self.names)}.")
         if len(self.colours) != len(self.names):
             raise ValueError(f"{len(self.names)} classes need as many colours; got {len(self.colours)}.")
+        plain = tuple((int(red), int(green), int(blue)) for red, green, blue in self.colours)
+        object.__setattr__(self, "colours", plain)  # which may be NumPy's numbers
 
     def __len__(self) -> int:
         return len(self.names)

@@ -124,4 +124,6 @@ def _pixels(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def _labels(scores: Tensor) -> np.ndarray:
+    if scores.shape[1] > VOID:
+        raise ValueError(f"labels of {scores.shape[1]} classes do not fit into a byte: at most {VOID}, please.")
     return scores[0].argmax(0).to(torch.uint8).cpu().numpy()

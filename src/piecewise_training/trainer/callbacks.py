@@ -73,11 +73,25 @@ def mean_of_weights(decay: float) -> WeightAveraging:
     return WeightAveraging(multi_avg_fn=update)
 
 
-def checkpoints(folder: Path, validates: bool) -> list[ModelCheckpoint]:
+class Checkpoint(ModelCheckpoint):
+    """Lightning's, which also knows its best epoch where the folder was moved between interruption and resume."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint, whose paths become those of the folder as it is called now."""
+        paths = ("best_model_path", "last_model_path", "kth_best_model_path")
+        own = {name: self._moved(state_dict[name]) for name in paths if name in state_dict}
+        best = {self._moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        super().load_state_dict(state_dict | own | {"best_k_models": best, "dirpath": self.dirpath})
+
+    def _moved(self, path: str) -> str:
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+
+def checkpoints(folder: Path, validates: bool) -> list[Checkpoint]:
     """Keep last.ckpt, to resume from, and with a validation set best.ckpt, the epoch of the highest mIoU.
 
     Two callbacks, because Lightning's save_last writes only when a best epoch was saved.
     """
     options: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
-    last = ModelCheckpoint(filename="last", **options)
-    return [ModelCheckpoint(filename="best", monitor="val_miou", mode="max", **options), last] if validates else [last]
+    last = Checkpoint(filename="last", **options)
+    return [Checkpoint(filename="best", monitor="val_miou", mode="max", **options), last] if validates else [last]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import tempfile
 import warnings
 import zlib
@@ -209,6 +210,12 @@ class PiecewiseTrainer:
             self.group.wait()
             if resume and finished.is_file():
                 history: StageHistory = json.loads(finished.read_text())
+                epochs = len(history["seconds"])
+                if epochs > stage.epochs or (epochs < stage.epochs and not self.config.patience):
+                    raise ValueError(
+                        f"`resume` finds {stage.name} finished with {epochs} epochs in {folder}, and {stage.epochs} "
+                        "are asked for. Ask for as many, or begin anew without `resume`."
+                    )
             else:
                 history = self._fit(stage, folder, train_loader, val_loader, resume)
                 self.group.wait()
@@ -262,17 +269,22 @@ class PiecewiseTrainer:
                 "`train_loader` yields no batch: its images do not fill one. Lower its batch_size or give up drop_last."
             )
         weight = self._class_weight(train_loader)
-        seed = self.seed + zlib.crc32(stage.name.encode()) % 2**31 + self.group.rank
+        last = folder / "last.ckpt"
+        goes_on = resume and last.is_file()
+        done = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if goes_on else 0
+        # Other crops in another order than in the epochs before an interruption.
+        seed = (self.seed + zlib.crc32(stage.name.encode()) + 7919 * done + self.group.rank) % 2**32
         lightning.seed_everything(seed, workers=True, verbose=False)
+        if goes_on and train_loader.generator is not None:
+            train_loader.generator.manual_seed(seed)
         train_loader = self.group.training_share(train_loader, self.seed)
         val_loader = self.group.validation_share(val_loader)
         module = StageModule(self.model, stage, self.config, weight)
         module.train()
         history = History()
-        last = folder / "last.ckpt"
-        with _quiet():
+        with _quiet(), _interruptible():
             self._lightning(stage, folder, history, val_loader is not None).fit(
-                module, train_loader, val_loader, ckpt_path=str(last) if resume and last.is_file() else None
+                module, train_loader, val_loader, ckpt_path=str(last) if goes_on else None
             )
         return history.values
 
@@ -312,7 +324,8 @@ class PiecewiseTrainer:
         if self.output_dir is None:
             return []
         logs = self.output_dir / "logs"
-        earlier = len(list((logs / "csv").glob(f"{stage.name}*")))  # a resumed stage: CSVLogger would start anew
+        known = (folder.name.partition("_resumed_")[0] for folder in (logs / "csv").glob("*"))
+        earlier = sum(name == stage.name for name in known)  # a resumed stage: CSVLogger would start anew
         version = f"{stage.name}_resumed_{earlier}" if earlier else stage.name
         return [
             CSVLogger(logs, name="csv", version=version),
@@ -389,12 +402,20 @@ def _labels_on_disk(dataset: Any) -> Iterator[Tensor]:
 def best_device(name: str | torch.device) -> torch.device:
     """The device of a name, where "auto" stands for the fastest there is.
 
+    Raises:
+        ValueError: torch has no such device here.
+
     Example:
         >>> best_device("cpu")
         device(type='cpu')
     """
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"`device` is {device}, but torch finds {torch.cuda.device_count()} GPUs here.")
+        if device.type == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("`device` is mps, but torch finds no Apple GPU here.")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -404,6 +425,19 @@ def _precision(precision: str, device: torch.device) -> Any:
     if precision == "16" and device.type == "cpu":
         raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes a KeyboardInterrupt of what Lightning makes of one: the end of the process, deaf to further ones."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 @contextmanager
