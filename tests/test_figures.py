@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -55,3 +58,20 @@ def test_gallery_has_the_legend_of_what_is_shown() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["background", "person"]
     assert to_rgb(legend.get_patches()[1].get_facecolor()) == pytest.approx((192 / 255, 128 / 255, 128 / 255))
     assert len(figure.axes) == 2
+
+
+def test_names_are_shown_to_the_letter() -> None:
+    """Neither mathematics nor bytes that are no text end a training at its last step."""
+    names = ("a$\\foo$", "_hidden", "x$_$")
+    classes = Classes.named(names)
+    maps = [np.array([[0, 1, 2]], np.uint8)]
+    pictures = (
+        figures.confusion_matrix(np.eye(3), classes),
+        figures.per_class_iou({"_a $x_$": np.ones(3), "b": np.ones(3)}, classes),
+        figures.label_gallery({"truth": maps}, [os.fsdecode(b"stra\xdfe$0.png")], classes),
+    )
+    for figure in pictures:
+        figure.savefig(io.BytesIO(), format="png")
+    legend = pictures[1].axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [r" _a \$x_\$ (mean 100.0)", "b (mean 100.0)"]

@@ -134,6 +134,9 @@ def test_state_dict_round_trip(tmp_path: Path) -> None:
 
 
 def test_load_errors(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"the run in .* is not finished .* --resume goes on with it"):
+        PiecewiseTrainedModel.load(tmp_path / "run")
     path = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no model at .*model.safetensors: `path` must be a file written by"):
         PiecewiseTrainedModel.load(path)

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from piecewise_training.dataset.classes import Classes, Colour
+from piecewise_training.writing import readable
 
 _INK, _BLUE, _ORANGE, _GREY = "#22262b", "#1f6feb", "#d9730d", "#9aa4af"
 _VOID_COLOUR = (255, 255, 255)
@@ -93,8 +94,10 @@ def confusion_matrix(confusion: np.ndarray, classes: Classes) -> Figure:
                 axis.text(
                     column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=size, color=colour
                 )
-    axis.set_xticks(range(count), classes.names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(range(count), classes.names, fontsize=8)
+    axis.set_xticks(
+        range(count), _all_literal(classes.names), rotation=60, ha="right", rotation_mode="anchor", fontsize=8
+    )
+    axis.set_yticks(range(count), _all_literal(classes.names), fontsize=8)
     axis.set_xlabel("predicted", **_STYLE)
     axis.set_ylabel("true", **_STYLE)
     axis.set_title("Where each class's pixels go, % of the true class", **_STYLE)
@@ -115,10 +118,10 @@ def per_class_iou(ious: Mapping[str, np.ndarray], classes: Classes) -> Figure:
         values = 100 * np.nan_to_num(iou)
         position = np.arange(count) + (index - (kinds - 1) / 2) * height
         mean = 100 * np.nanmean(iou)
-        axis.barh(position, values, height * 0.92, color=colours[index], label=f"{name} (mean {mean:.1f})")
+        axis.barh(position, values, height * 0.92, color=colours[index], label=literal(f"{name} (mean {mean:.1f})"))
         for y, value, exists in zip(position, values, ~np.isnan(iou), strict=True):
             axis.text(value + 0.7, y, f"{value:.1f}" if exists else "absent", va="center", fontsize=7, color=_INK)
-    axis.set_yticks(range(count), classes.names, fontsize=8)
+    axis.set_yticks(range(count), _all_literal(classes.names), fontsize=8)
     axis.set_ylim(count - 0.5, -0.5)
     axis.set_xlim(0, 108)
     axis.set_xlabel("IoU, %", **_STYLE)
@@ -153,13 +156,28 @@ def label_gallery(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[s
             if row == 0:
                 axis.set_title(title, **_STYLE)
             if column == 0:
-                axis.set_ylabel(names[row], fontsize=7, color=_INK)
+                axis.set_ylabel(literal(names[row]), fontsize=7, color=_INK)
     patches = [
-        Patch(facecolor=_unit(classes.colours[k]), edgecolor=_GREY, linewidth=0.5, label=classes.names[k])
+        Patch(facecolor=_unit(classes.colours[k]), edgecolor=_GREY, linewidth=0.5, label=literal(classes.names[k]))
         for k in shown
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), fontsize=8, frameon=False)
     return figure
+
+
+def literal(name: str) -> str:
+    r"""Somebody's name as matplotlib shows it to the letter: no mathematics, and no line left out of a legend.
+
+    Example:
+        >>> print(literal("from $0.1$"))
+        from \$0.1\$
+    """
+    text = readable(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _all_literal(names: Sequence[str]) -> list[str]:
+    return [literal(name) for name in names]
 
 
 def _unit(colour: Colour) -> tuple[float, float, float]:

@@ -236,7 +236,12 @@ class PiecewiseTrainedModel(nn.Module):
         """
         path = Path(path)
         if path.is_dir():
-            path = path / "piecewise_model_final.safetensors"
+            folder, path = path, path / "piecewise_model_final.safetensors"
+            if not path.is_file() and (folder / "checkpoints").is_dir():
+                raise FileNotFoundError(
+                    f"the run in {folder} is not finished and has no model yet: "
+                    f"piecewise train --output {folder} --resume goes on with it."
+                )
         if not path.is_file():
             raise FileNotFoundError(f"no model at {path}: `path` must be a file written by save, or a run's folder.")
         try:

@@ -35,6 +35,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def readable(name: str) -> str:
+    r"""A file's name as text: bytes that are none in UTF-8 become question marks.
+
+    Example:
+        >>> readable("a.png"), readable(os.fsdecode(b"stra\xdfe.png")) == "stra\ufffde.png"
+        ('a.png', True)
+    """
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

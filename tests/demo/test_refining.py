@@ -34,8 +34,10 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     for name in ("text.png", "short.png"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as an image. Take a PNG or JPEG file"):
             refining.read_image(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name} cannot be read as an image. Take a PNG of class indices"):
-            refining.read_mask(tmp_path / name, (10, 10), 3)
+    with pytest.raises(ValueError, match=r"text.png cannot be read as an image. Take a PNG of class indices"):
+        refining.read_mask(tmp_path / "text.png", (10, 10), 3)
+    with pytest.raises(ValueError, match=r"^short.png .*(truncated|cut)"):
+        refining.read_mask(tmp_path / "short.png", (10, 10), 3)
 
 
 def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +52,7 @@ def test_masks(tmp_path: Path) -> None:
     Image.fromarray(labels).save(tmp_path / "m.png")
     assert refining.read_mask(tmp_path / "m.png", (4, 4), 3)[::2, ::2].tolist() == [[0, 1], [2, 255]]
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
-    with pytest.raises(ValueError, match=r"rgb.png is in colour \(RGB\): a mask's pixels must be class indices"):
+    with pytest.raises(ValueError, match=r"^rgb.png is a colour image \(RGB\), not one of class indices"):
         refining.read_mask(tmp_path / "rgb.png", (4, 4), 3)
     Image.new("L", (4, 4), 77).save(tmp_path / "void.png")
     with pytest.raises(ValueError, match="void.png holds no label from 0 to 2"):
@@ -98,3 +100,25 @@ def test_what_changed() -> None:
     assert (refined.changed[differs] == (217, 48, 37)).all()
     assert refined.before.shape == refined.after.shape == (40, 50, 3)
     assert refined.seconds > 0
+
+
+def test_masks_of_another_shape(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 100), np.uint8)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match="long.png is 100 x 20, the image 40 x 40"):
+        refining.read_mask(tmp_path / "long.png", (40, 40), 3)
+    assert refining.read_mask(tmp_path / "long.png", (205, 1024), 3).shape == (205, 1024)
+
+
+def test_only_usual_formats(tmp_path: Path) -> None:
+    """Pillow reads EPS with a program of its own, whatever the file is called."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    for read in (refining.read_image, lambda path: refining.read_mask(path, (8, 8), 3)):
+        with pytest.raises(ValueError, match="x.png cannot be read as an image"):
+            read(tmp_path / "x.png")
+
+
+def test_huge_masks(tmp_path: Path) -> None:
+    Image.new("L", (10_000, 6_000)).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match="at most 50 megapixels"):
+        refining.read_mask(tmp_path / "m.png", (8, 8), 3)

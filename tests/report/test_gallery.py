@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from piecewise_training.report import RunRecord
-from piecewise_training.report.gallery import choose, error_map
+from piecewise_training.report.gallery import _BYTES, _encoded, choose, error_map
 
 
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=30), st.integers(1, 4))
@@ -61,3 +62,14 @@ def test_pictures(record: RunRecord, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images(count: int) -> None:
     assert len(choose([0.5] * count)) == count
+
+
+def test_noise_is_made_smaller_until_it_fits() -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (19, 3), np.uint8)
+    labels = np.random.default_rng(1).integers(0, 19, (512, 512))
+    files = _encoded({f"{n}.png": colours[labels] for n in range(12)})
+    assert sum(map(len, files.values())) <= _BYTES
+    with Image.open(io.BytesIO(files["0.png"])) as picture:
+        assert picture.mode == "P"
+        assert picture.width > 100
+        assert {colour for _, colour in picture.convert("RGB").getcolors()} == {tuple(c) for c in colours.tolist()}  # type: ignore[union-attr]

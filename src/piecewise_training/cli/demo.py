@@ -36,17 +36,20 @@ def run(
 
     network = None if model is None else PiecewiseTrainedModel.load(model).to(best_device(device))
     page = build_page(network)
-    page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=browser and sys.stdout.isatty(),
-        max_file_size=LARGEST_FILE,
-        show_error=True,
-        quiet=True,
-        ssr_mode=False,
-        footer_links=[],
-        theme=theme(),
-        prevent_thread_lock=True,
-    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=browser and sys.stdout.isatty(),
+            max_file_size=LARGEST_FILE,
+            show_error=True,
+            quiet=True,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise ValueError(f"`port` {port} of {host} cannot be had, something else may answer there: {error}.") from error
     print(f"http://{host}:{port}", flush=True)
     page.block_thread()

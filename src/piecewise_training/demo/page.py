@@ -37,7 +37,8 @@ def build_page(model: PiecewiseTrainedModel | None = None) -> Any:
         raise ValueError("the model has no dense CRF whose sliders could be moved.")
     crf = _gentle(len(_STROKES)) if model is None or model.crf is None else model.crf
     classes = _STROKES if model is None else model.classes
-    with gr.Blocks(title="piecewise-training", analytics_enabled=False) as page:
+    forgotten = (600, 3600)  # every ten minutes the files of the last hour but one
+    with gr.Blocks(title="piecewise-training", analytics_enabled=False, delete_cache=forgotten) as page:
         gr.Markdown("## A dense CRF at work\n" + (_WITHOUT_MODEL if model is None else _WITH_MODEL))
         scene = gr.State()
         with gr.Row():
@@ -128,6 +129,12 @@ def _labels_source(scene: Any, upload: Any, example: Any) -> None:
     editor.change(paint, [editor, image, confidence], scene, show_progress="hidden")
     mask.upload(_told(drop), [mask, image, confidence], scene)
 
+    def trust_anew(path: str | None, drawn: dict[str, Any] | None, *rest: Any) -> Scene | None:
+        return drop(path, *rest) if path else paint(drawn, *rest)
+
+    given = [mask, editor, image, confidence]
+    confidence.change(_told(trust_anew), given, scene, trigger_mode="always_last", show_progress="hidden")
+
 
 def _sliders(crf: DenseCRF) -> tuple[dict[str, Any], list[Any]]:
     """A slider for each bandwidth and weight, and those for the costs and the updates."""
@@ -135,11 +142,12 @@ def _sliders(crf: DenseCRF) -> tuple[dict[str, Any], list[Any]]:
     for name, value in crf.kernel_parameters().items():
         start = float(value.detach())
         label, lowest, highest, step = _range(name)
-        sliders[name] = gr.Slider(
-            lowest, max(highest, round(2 * start)), round(start, 2), step=step, label=label, elem_id=f"slider_{name}"
-        )
+        bounds = min(lowest, start), max(highest, round(2 * start))
+        sliders[name] = gr.Slider(*bounds, round(start, 2), step=step, label=label, elem_id=f"slider_{name}")
     compatibility = gr.Slider(0, 3, 1, step=0.05, label="compatibility, times", elem_id="compatibility")
-    iterations = gr.Slider(0, 20, crf.num_iterations, step=1, label="iterations", elem_id="iterations")
+    iterations = gr.Slider(
+        0, max(20, crf.num_iterations), crf.num_iterations, step=1, label="iterations", elem_id="iterations"
+    )
     return sliders, [compatibility, iterations]
 
 

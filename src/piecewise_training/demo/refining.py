@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from piecewise_training.crf import DenseCRF
-from piecewise_training.dataset import VOID, Classes, SyntheticDataset, normalise
+from piecewise_training.dataset import VOID, Classes, DataError, SyntheticDataset, normalise
+from piecewise_training.dataset.files import read_label
 from piecewise_training.figures import overlay
 from piecewise_training.inference import scores_from_labels
 from piecewise_training.model import PiecewiseTrainedModel
 
 LONGEST = 1024  # pixels of an image's longer side: sliders should answer at once
 MOST_PIXELS = 50_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _CHANGED = np.array([217, 48, 37], np.uint8)
 
 
@@ -63,33 +66,41 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: the file is no image, is cut short, or is larger than 50 megapixels.
     """
-    name = Path(path).name
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{name} has {image.width} x {image.height} pixels: at most 50 megapixels, please.")
-            picture = ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be read as an image. Take a PNG or JPEG file that is whole.") from error
+    with _opened(path, "a PNG or JPEG file that is whole") as image:
+        picture = ImageOps.exif_transpose(image).convert("RGB")
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return np.array(picture)
+
+
+@contextmanager
+def _opened(path: str | Path, wanted: str) -> Iterator[Image.Image]:
+    """An image of a usual format and a size that can be worked on; others, such as EPS, would run programs."""
+    name = Path(path).name
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{name} has {image.width} x {image.height} pixels: at most 50 megapixels, please.")
+            yield image
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{name} cannot be read as an image. Take {wanted}.") from error
 
 
 def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
     """A mask of a file as labels (H, W) of an image's size; a pixel that is no class is void.
 
     Raises:
-        ValueError: the file is no image with one channel, or holds no class at all.
+        ValueError: the file is no image of class indices, is too large or of another shape, or holds no class at all.
     """
     name = Path(path).name
+    with _opened(path, "a PNG of class indices"):
+        pass
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{name} cannot be read as an image. Take a PNG of class indices.") from error
-    if image.mode not in ("P", "L", "1"):
-        raise ValueError(f"{name} is in colour ({image.mode}): a mask's pixels must be class indices.")
-    labels = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(np.uint8)
+        whole = read_label(Path(path))
+    except DataError as error:
+        raise ValueError(str(error).replace(f"label {path}", name)) from error
+    if abs(whole.shape[0] * size[1] - whole.shape[1] * size[0]) > max(*whole.shape, *size):
+        raise ValueError(f"{name} is {whole.shape[1]} x {whole.shape[0]}, the image {size[1]} x {size[0]}.")
+    labels = np.array(Image.fromarray(whole).resize((size[1], size[0]), Image.Resampling.NEAREST))
     labels = np.where(labels < num_classes, labels, VOID).astype(np.uint8)
     if (labels == VOID).all():
         raise ValueError(f"{name} holds no label from 0 to {num_classes - 1}.")

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from piecewise_training.figures import literal
+
 # What is drawn in these colours has the page's own of these names.
 _THEME = {
     "#101010": "--ink",
@@ -51,7 +53,7 @@ def stages_chart(history: History, titles: Mapping[str, str]) -> str:
                 axis.axvline(start + 0.5, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         middle = start + (len(epochs) + 1) / 2
         rows[0].text(
-            middle, 1.04, titles.get(stage) or stage, color=_INK, fontsize=8, ha="center", va="bottom",
+            middle, 1.04, literal(titles.get(stage) or stage), color=_INK, fontsize=8, ha="center", va="bottom",
             transform=rows[0].get_xaxis_transform(), wrap=True,
         )  # fmt: skip
         start += len(epochs)
@@ -70,7 +72,7 @@ def runs_chart(histories: Mapping[str, History]) -> str:
     axis = figure.subplots()
     for place, (name, history) in enumerate(histories.items()):
         miou = [100 * value for values in history.values() for value in values.get("val_miou", ())]
-        axis.plot(range(1, len(miou) + 1), miou, ".-", label=name, color=_series(place), markersize=4)
+        axis.plot(range(1, len(miou) + 1), miou, ".-", label=literal(name), color=_series(place), markersize=4)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, axis, "epoch", "validation mIoU, %", "runs")
 
@@ -81,7 +83,7 @@ def bands_chart(borders: Mapping[str, Mapping[str, float]]) -> str:
     axis = figure.subplots()
     for place, (name, scores) in enumerate(borders.items()):
         bands = {int(key.removeprefix("trimap_")): 100 * value for key, value in scores.items() if "trimap" in key}
-        axis.plot([*bands], [*bands.values()], "o-", label=name, color=_series(place), markersize=4)
+        axis.plot([*bands], [*bands.values()], "o-", label=literal(name), color=_series(place), markersize=4)
     axis.set_xscale("log", base=2)
     axis.set_xticks([*bands], [str(band) for band in bands])
     return _finished(figure, axis, "distance from a true border, pixels", "mIoU within it, %", "bands")

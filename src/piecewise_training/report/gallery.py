@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from piecewise_training.inference import Prediction
 
 FOLDER = "report_pictures"
 _LONGEST = 560  # pixels of a picture's longer side: nine rows of them fit a page that can be sent by mail
+_BYTES = 3 << 20  # of all pictures, which the page holds as text, a third longer
 # Right before and after, mended by the CRF, spoilt by it, wrong before and after, void.
 _ERRORS = np.array([(232, 236, 240), (46, 125, 50), (217, 115, 13), (160, 32, 40), (255, 255, 255)], np.uint8)
 
@@ -82,6 +84,7 @@ def write_gallery(
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     gallery = []
+    drawn: dict[str, np.ndarray] = {}
     for number, (rank, place) in enumerate(choose(after), 1):
         image, truth = read(place)
         prediction = predict(image)
@@ -96,8 +99,10 @@ def write_gallery(
         files = {}
         for title, picture in pictures.items():
             files[title] = f"{FOLDER}/{number}_{rank}_{title.lower()}.{'jpg' if title == 'image' else 'png'}"
-            _save(picture, folder / files[title], smooth=title == "image")
+            drawn[files[title]] = picture
         gallery.append(Shown(names[place], rank, before[place], after[place], files))
+    for name, content in _encoded(drawn).items():  # straight to their names: the record, which names them, comes last
+        (folder / name).write_bytes(content)
     return gallery
 
 
@@ -114,11 +119,34 @@ def error_map(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.nd
     return _ERRORS[np.where(truth == VOID, 4, kind)]
 
 
-def _save(picture: np.ndarray, path: Path, *, smooth: bool) -> None:
-    """Written straight to its name: the record, which names it, comes last."""
+def _encoded(pictures: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """Pictures as files, which are made smaller until all of them together fit into a page."""
+    longest = _LONGEST
+    while True:
+        files = {name: _encode(picture, longest, smooth=name.endswith("jpg")) for name, picture in pictures.items()}
+        if sum(map(len, files.values())) <= _BYTES or longest < 100:
+            return files
+        longest = longest * 4 // 5
+
+
+def _encode(picture: np.ndarray, longest: int, *, smooth: bool) -> bytes:
     image = Image.fromarray(picture)
-    factor = min(1.0, _LONGEST / max(image.size))
+    factor = min(1.0, longest / max(image.size))
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
-    image.save(path, **({"quality": 82} if smooth else {"optimize": True}))
+    buffer = io.BytesIO()
+    if smooth:
+        image.save(buffer, "JPEG", quality=82)
+    else:
+        _with_palette(np.array(image)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _with_palette(picture: np.ndarray) -> Image.Image:
+    """A picture of at most 256 colours as numbers of colours, a third as large."""
+    packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours, numbers = np.unique(packed, return_inverse=True)
+    image = Image.fromarray(numbers.reshape(packed.shape).astype(np.uint8), "P")
+    image.putpalette([int(c) >> shift & 255 for c in colours for shift in (16, 8, 0)])
+    return image

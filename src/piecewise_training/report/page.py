@@ -15,7 +15,7 @@ import yaml
 from piecewise_training.inference import Result
 from piecewise_training.report import charts
 from piecewise_training.report.record import RunRecord
-from piecewise_training.writing import atomic_write
+from piecewise_training.writing import atomic_write, readable
 
 _COLUMNS = ("mIoU", "accuracy", "boundary IoU", "trimap 4 px", "ms an image")
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
@@ -27,6 +27,9 @@ class Cell:
 
     share: float
     told: str
+
+
+_MOST_CLASSES = 60  # in the confusion matrix: with all of ADE20K's the page could not be sent by mail
 
 
 def write_page(path: Path, runs: Mapping[Path, RunRecord]) -> None:
@@ -61,6 +64,7 @@ def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> 
     """What the template wants of a run."""
     first, last = list(run.results)[0], list(run.results)[-1]
     ends = {first: run.results[first], last: run.results[last]}
+    confused = _most_confused(run.results[last])
     return {
         "name": name,
         "number": number,
@@ -69,8 +73,9 @@ def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> 
         "classes": _classes(run, ends),
         "ends": list(ends),
         "bands": charts.bands_chart({title: result.borders for title, result in run.results.items()}),
-        "confusion": _confusion(run.results[last], run.classes.names),
-        "class_names": run.classes.names,
+        "confusion": _confusion(run.results[last], confused, run.classes.names),
+        "class_names": [run.classes.names[k] for k in confused],
+        "left_out": len(run.classes) - len(confused),
         "last": last,
         "gallery": _gallery(folder, run) if single else [],
         "parameters": run.parameters,
@@ -105,23 +110,26 @@ def _classes(run: RunRecord, ends: Mapping[str, Result]) -> list[dict[str, Any]]
     return rows
 
 
-def _confusion(result: Result, names: Sequence[str]) -> list[list[Cell]]:
+def _most_confused(result: Result) -> list[int]:
+    """The classes that the confusion matrix shows, in order: where there are many, those with most wrong pixels."""
+    wrong = result.confusion.sum(0) + result.confusion.sum(1) - 2 * result.confusion.diagonal()
+    return sorted(wrong.argsort(descending=True, stable=True)[:_MOST_CLASSES].tolist())
+
+
+def _confusion(result: Result, shown: Sequence[int], names: Sequence[str]) -> list[list[Cell]]:
     rows = []
-    for true, counts in zip(names, result.confusion.tolist(), strict=True):
+    for true in shown:
+        counts = result.confusion[true].tolist()
         whole = sum(counts)
-        rows.append(
-            [
-                Cell(100 * count / max(1, whole), f"{count:,} of {whole:,} pixels of {true} are called {predicted}")
-                for predicted, count in zip(names, counts, strict=True)
-            ]
-        )
+        told = f"of {whole:,} pixels of {names[true]} are called"
+        rows.append([Cell(100 * counts[k] / max(1, whole), f"{counts[k]:,} {told} {names[k]}") for k in shown])
     return rows
 
 
 def _gallery(folder: Path, run: RunRecord) -> list[dict[str, Any]]:
     return [
         {
-            "name": shown.name,
+            "name": readable(shown.name),
             "rank": shown.rank,
             "before": f"{100 * shown.before:.1f}",
             "after": f"{100 * shown.after:.1f}",
@@ -180,5 +188,5 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, A
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
     """The runs' names, numbered where they are the same."""
-    names = [run.name for run in runs]
+    names = [readable(run.name) for run in runs]
     return [f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]
