@@ -1,7 +1,7 @@
 """Mean field of two labels under Potts with Numba, in one number a pixel: the difference of the two marginals.
 
 For u = Q(1) - Q(0) and the scores' difference z an update under Potts costs is z + sum of w K u, and the new u is what
-softmax makes of that. A register holds sixteen pixels, and not eight labels of one, of which six would be empty.
+softmax makes of that. A register holds eight pixels, and not eight labels of one, of which six would be empty.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._numba_filter import blur_one
+from piecewise_training.crf._numba_layout import weigh
 from piecewise_training.crf._numba_parts import Run, Term, finest_first, lay_out
 from piecewise_training.crf._numba_sweep import exp2
-from piecewise_training.crf._simd import load16, minimum, store, total
+from piecewise_training.crf._simd import load8, minimum, store, total
 from piecewise_training.crf._workspace import Workspace
 
-LANES = 16
+LANES = 8
 _f32 = np.float32
 _at = np.uint64
 _LOG2_E = _f32(1.4426950408889634)
@@ -110,24 +111,28 @@ class BinaryMeanField:
         planes, rows = lent.empty((axes[0], stride)), lent.empty((len(layout.order), sum(axes[1:])))
         planes[:, -LANES:] = 0
 
-        def weigh(part: int) -> None:
+        def weigh_part(part: int) -> None:
             own = slice(*layout.bounds[part : part + 2])
             for place, term in enumerate(self.terms):
-                factor = term.before if sent else term.after
-                table, column = (rows[own], sum(axes[1:place])) if place else (planes[:, own].T, 0)
-                weigh_points(layout.order[own], term.tables[2], factor, column, table)
+                points = layout.order[own], term.tables[2], term.before if sent else term.after
+                if place:
+                    weigh(*points, sum(axes[1:place]), rows[own])
+                else:
+                    weigh_planes(*points, planes, own.start)
 
-        run(weigh, self._parts)
+        run(weigh_part, self._parts)
         return planes.reshape(-1), rows.reshape(-1)
 
 
 @kernel
-def weigh_points(points, weights, factor, column, shares):  # type: ignore[no-untyped-def]
-    """Fills in the weights of each point times its factor, from a column of its row on."""
+def weigh_planes(points, weights, factor, planes, first):  # type: ignore[no-untyped-def]
+    """Fills in a plane for each weight of the points, times their factors, from a place on."""
+    axes, stride = planes.shape
+    parts, flat = weights.reshape(weights.size), planes.reshape(planes.size)
     for row in range(len(points)):
-        point = _at(points[_at(row)])
-        for k in range(weights.shape[1]):
-            shares[_at(row), _at(column + k)] = weights[point, _at(k)] * factor[point]
+        point = points[_at(row)]
+        for k in range(axes):
+            flat[_at(k * stride + first + row)] = parts[_at(point * axes + k)] * factor[_at(point)]
 
 
 @kernel
@@ -164,40 +169,41 @@ def sweep_kernel(shared: int, others: int) -> Any:
     def sweep(  # type: ignore[no-untyped-def]
         groups, last, scores, heads, rows, shares, own_shares, sends, own_sends, stride, messages, copies, final
     ):
-        """Reads the messages of each group of up to sixteen pixels, and sends the differences of their marginals.
+        """Reads the messages of each group, eight pixels at a time, and sends the differences of their marginals.
 
         The final one leaves the scores with the messages in `scores` instead.
         """
         x = np.empty(LANES, np.float32)
         for g in range(len(groups)):
-            start = groups[g]
-            stop = groups[g + 1] if g + 1 < len(groups) else last
-            received = load16(scores, start)
-            for k in range(shared):
-                received = received + load16(shares, k * stride + start) * messages[_at(heads[_at(g * shared + k)])]
-            store(x, 0, received)
-            for p in range(start, stop):
-                message = _f32(0)
-                for k in range(others):
-                    place = _at(p * others + k)
-                    message += own_shares[place] * messages[_at(rows[place])]
-                x[_at(p - start)] += message
-            if final:
+            end = groups[g + 1] if g + 1 < len(groups) else last
+            for start in range(groups[g], end, LANES):
+                stop = min(start + LANES, end)
+                received = load8(scores, start)
+                for k in range(shared):
+                    received = received + load8(shares, k * stride + start) * messages[_at(heads[_at(g * shared + k)])]
+                store(x, 0, received)
                 for p in range(start, stop):
-                    scores[_at(p)] = x[_at(p - start)]
-                continue
-            z = load16(x, 0)
-            high, low = exp2(minimum(z, _f32(0))), exp2(minimum(_f32(0) - z, _f32(0)))
-            store(x, 0, (high - low) / (high + low))
-            for lane in range(stop - start, LANES):
-                x[_at(lane)] = 0
-            u = load16(x, 0)
-            for k in range(shared):
-                copies[_at(heads[_at(g * shared + k)])] += total(u * load16(sends, k * stride + start))
-            for p in range(start, stop):
-                for k in range(others):
-                    place = _at(p * others + k)
-                    copies[_at(rows[place])] += own_sends[place] * x[_at(p - start)]
+                    message = _f32(0)
+                    for k in range(others):
+                        place = _at(p * others + k)
+                        message += own_shares[place] * messages[_at(rows[place])]
+                    x[_at(p - start)] += message
+                if final:
+                    for p in range(start, stop):
+                        scores[_at(p)] = x[_at(p - start)]
+                    continue
+                z = load8(x, 0)
+                high, low = exp2(minimum(z, _f32(0))), exp2(minimum(_f32(0) - z, _f32(0)))
+                store(x, 0, (high - low) / (high + low))
+                for lane in range(stop - start, LANES):
+                    x[_at(lane)] = 0
+                u = load8(x, 0)
+                for k in range(shared):
+                    copies[_at(heads[_at(g * shared + k)])] += total(u * load8(sends, k * stride + start))
+                for p in range(start, stop):
+                    for k in range(others):
+                        place = _at(p * others + k)
+                        copies[_at(rows[place])] += own_sends[place] * x[_at(p - start)]
 
     return sweep
 
@@ -212,7 +218,7 @@ def give_marginals(scores, positions, first, last, planes, logarithm):  # type: 
         lanes = min(LANES, last - start)
         for lane in range(lanes):
             z[_at(lane)] = scores[_at(positions[_at(start + lane)])]
-        difference = load16(z, 0)
+        difference = load8(z, 0)
         high, low = exp2(minimum(difference, _f32(0))), exp2(minimum(_f32(0) - difference, _f32(0)))
         store(zero, 0, low / (high + low))
         store(one, 0, high / (high + low))

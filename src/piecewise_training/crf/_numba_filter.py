@@ -7,6 +7,7 @@ import numpy as np
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._simd import load8, spread8, store, total
 
+_at = np.uint64  # an index of this type is not looked at for being negative
 BLOCK = 8  # channels that a register holds
 
 
@@ -56,8 +57,11 @@ def blur_one(neighbours, lattice, transpose):  # type: ignore[no-untyped-def]
     half = lattice.dtype.type(0.5)
     for step in range(axes):
         axis = axes - 1 - step if transpose else step
+        before, after = neighbours[axis]
         for v in range(size):
-            blurred[v] = lattice[v] + half * (lattice[neighbours[axis, 0, v]] + lattice[neighbours[axis, 1, v]])
+            place = _at(v)
+            sides = lattice[_at(before[place])] + lattice[_at(after[place])]
+            blurred[place] = lattice[place] + half * sides
         lattice, blurred = blurred, lattice
     return lattice
 
