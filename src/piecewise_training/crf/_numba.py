@@ -22,7 +22,7 @@ from torch import Tensor
 from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield
 from piecewise_training.crf._numba_binary import BinaryMeanField, is_binary
 from piecewise_training.crf._numba_meanfield import MeanField
-from piecewise_training.crf._numba_parts import PIXELS_A_PART, Run, Term
+from piecewise_training.crf._numba_parts import MOST_PARTS, PIXELS_A_PART, Run, Term
 from piecewise_training.crf._numba_parts import Tables as Arrays
 from piecewise_training.crf._reference import Normalized, Tables
 from piecewise_training.crf._workspace import Workspace, workspace
@@ -277,12 +277,12 @@ def _by_image(task: Callable[[int, Run], None], images: int, points: int) -> Non
 
 
 def _side_by_side(images: int, points: int) -> bool:
-    """Whether threads take whole images: where an image has too few parts for them, and there are enough images.
+    """Whether threads take whole images: where there are enough images, and none is so large that memory would matter.
 
-    Otherwise all threads work on one image, whose data then have the cache to themselves.
+    Otherwise all threads work on one image.
     """
     threads = torch.get_num_threads()
-    return images >= threads and points < 2 * threads * PIXELS_A_PART
+    return images >= threads and points < max(2 * threads, MOST_PARTS) * PIXELS_A_PART
 
 
 def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:

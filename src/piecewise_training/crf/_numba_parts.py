@@ -21,7 +21,7 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as `_reference.Tables`
 
 PIXELS_A_PART = 20_000
-_MOST_PARTS = 16
+MOST_PARTS = 16
 
 
 class Term(NamedTuple):
@@ -88,7 +88,7 @@ def lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, lent
     tiles = np.empty((-(-height // layouts.TILE) * -(-width // layouts.TILE), 4), np.int64)
     starts = np.empty(len(tiles) + 1, np.int64)
     layouts.list_tiles(height, width, tiles, starts)
-    count = max(1, min(_MOST_PARTS, pixels // PIXELS_A_PART))
+    count = max(1, min(MOST_PARTS, pixels // PIXELS_A_PART))
     cuts = np.unique(np.searchsorted(starts, np.linspace(0, pixels, count + 1)))
     axes = [term.tables[1].shape[1] for term in terms]
     rows = lent.empty((pixels, sum(axes[1:])), np.int32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 512 << 20  # bytes kept between calls
+LIMIT = 512 << 20  # bytes kept between calls, for one or several at a time
 _LINE = 64
 
 _kept: list[np.ndarray] = []
@@ -54,5 +54,5 @@ def workspace() -> Iterator[Workspace]:
     yield space
     if space.wanted > len(slab):
         slab = np.empty(space.wanted + _LINE, np.uint8)
-    if len(slab) <= LIMIT and not _kept:
+    if len(slab) + sum(map(len, _kept)) <= LIMIT:
         _kept.append(slab)
