@@ -14,13 +14,14 @@ import numpy as np
 
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._numba_filter import blur_one
-from piecewise_training.crf._numba_layout import weigh
+from piecewise_training.crf._numba_layout import GROUP, weigh
 from piecewise_training.crf._numba_parts import Run, Term, finest_first, lay_out
 from piecewise_training.crf._numba_sweep import exp2
 from piecewise_training.crf._simd import load8, minimum, store, total
 from piecewise_training.crf._workspace import Workspace
 
 LANES = 8
+CHUNK = 256
 _f32 = np.float32
 _at = np.uint64
 _LOG2_E = _f32(1.4426950408889634)
@@ -169,41 +170,54 @@ def sweep_kernel(shared: int, others: int) -> Any:
     def sweep(  # type: ignore[no-untyped-def]
         groups, last, scores, heads, rows, shares, own_shares, sends, own_sends, stride, messages, copies, final
     ):
-        """Reads the messages of each group, eight pixels at a time, and sends the differences of their marginals.
+        """Reads the messages of some groups, eight pixels at a time, and sends the differences of their marginals.
 
-        The final one leaves the scores with the messages in `scores` instead.
+        The final one leaves the scores with the messages in `scores` instead. What pixels have of their own goes
+        through memory: some hundred at once, since what was stored one by one cannot be loaded as a register for a
+        while.
         """
-        x = np.empty(LANES, np.float32)
-        for g in range(len(groups)):
-            end = groups[g + 1] if g + 1 < len(groups) else last
-            for start in range(groups[g], end, LANES):
-                stop = min(start + LANES, end)
-                received = load8(scores, start)
-                for k in range(shared):
-                    received = received + load8(shares, k * stride + start) * messages[_at(heads[_at(g * shared + k)])]
-                store(x, 0, received)
-                for p in range(start, stop):
-                    message = _f32(0)
+        x, u = np.zeros(CHUNK + GROUP + LANES, np.float32), np.empty(CHUNK + GROUP + LANES, np.float32)
+        counted = np.zeros(2 * LANES, np.float32)  # from LANES - n on, n ones
+        counted[:LANES] = 1
+        begin = 0
+        while begin < len(groups):
+            first = groups[begin]
+            end = begin
+            while end < len(groups) and groups[end] < first + CHUNK:
+                end += 1
+            behind = groups[end] if end < len(groups) else last
+
+            for p in range(first, behind):
+                message = scores[_at(p)]
+                for k in range(others):
+                    place = _at(p * others + k)
+                    message += own_shares[place] * messages[_at(rows[place])]
+                x[_at(p - first)] = message
+
+            for g in range(begin, end):
+                stop = groups[g + 1] if g + 1 < len(groups) else last
+                for start in range(groups[g], stop, LANES):
+                    z = load8(x, start - first)
+                    for k in range(shared):
+                        z = z + load8(shares, k * stride + start) * messages[_at(heads[_at(g * shared + k)])]
+                    if final:
+                        store(u, start - first, z)
+                        continue
+                    high, low = exp2(minimum(z, _f32(0))), exp2(minimum(_f32(0) - z, _f32(0)))
+                    difference = (high - low) / (high + low) * load8(counted, max(0, LANES - (stop - start)))
+                    store(u, start - first, difference)  # the next group writes over lanes that are not this one's
+                    for k in range(shared):
+                        place = _at(heads[_at(g * shared + k)])
+                        copies[place] += total(difference * load8(sends, k * stride + start))
+
+            if final:
+                scores[first:behind] = u[: behind - first]
+            else:
+                for p in range(first, behind):
                     for k in range(others):
                         place = _at(p * others + k)
-                        message += own_shares[place] * messages[_at(rows[place])]
-                    x[_at(p - start)] += message
-                if final:
-                    for p in range(start, stop):
-                        scores[_at(p)] = x[_at(p - start)]
-                    continue
-                z = load8(x, 0)
-                high, low = exp2(minimum(z, _f32(0))), exp2(minimum(_f32(0) - z, _f32(0)))
-                store(x, 0, (high - low) / (high + low))
-                for lane in range(stop - start, LANES):
-                    x[_at(lane)] = 0
-                u = load8(x, 0)
-                for k in range(shared):
-                    copies[_at(heads[_at(g * shared + k)])] += total(u * load8(sends, k * stride + start))
-                for p in range(start, stop):
-                    for k in range(others):
-                        place = _at(p * others + k)
-                        copies[_at(rows[place])] += own_sends[place] * x[_at(p - start)]
+                        copies[_at(rows[place])] += own_sends[place] * u[_at(p - first)]
+            begin = end
 
     return sweep
 
