@@ -17,14 +17,15 @@ from piecewise_training.crf._numba_filter import blur_one
 from piecewise_training.crf._numba_layout import GROUP, weigh
 from piecewise_training.crf._numba_parts import Run, Term, finest_first, lay_out
 from piecewise_training.crf._numba_sweep import exp2
-from piecewise_training.crf._simd import load8, minimum, store, total
+from piecewise_training.crf._simd import less, load8, minimum, store, total
 from piecewise_training.crf._workspace import Workspace
 
 LANES = 8
-CHUNK = 256
+CHUNK = 512  # pixels
 _f32 = np.float32
 _at = np.uint64
 _LOG2_E = _f32(1.4426950408889634)
+_WORTH_A_THREAD = 1 << 17  # copies of vertices: to add up fewer takes less time than to wake a thread
 _FARTHEST = _f32(1e30)  # the bound of a score: larger ones would overflow
 
 
@@ -102,8 +103,11 @@ class BinaryMeanField:
         run(enter, self._parts)
         for iteration in range(iterations + 1):
             run(lambda part: update(part, not iteration, iteration == iterations), self._parts)  # noqa: B023
-            if iteration < iterations:
+            if iteration < iterations and len(copies) > _WORTH_A_THREAD:
                 run(filter_term, range(len(self.terms)))
+            elif iteration < iterations:
+                for term in range(len(self.terms)):
+                    filter_term(term)
         run(leave, self._parts)
 
     def _weights(self, sent: bool, lent: Workspace, run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -203,8 +207,10 @@ def sweep_kernel(shared: int, others: int) -> Any:
                     if final:
                         store(u, start - first, z)
                         continue
-                    high, low = exp2(minimum(z, _f32(0))), exp2(minimum(_f32(0) - z, _f32(0)))
-                    difference = (high - low) / (high + low) * load8(counted, max(0, LANES - (stop - start)))
+                    other = exp2(minimum(z, _f32(0) - z))  # the less likely one's share of the likelier one's
+                    sign = _f32(1) - less(z, _f32(0)) * _f32(2)
+                    sign = sign * load8(counted, max(0, LANES - (stop - start)))
+                    difference = (_f32(1) - other) / (_f32(1) + other) * sign
                     store(u, start - first, difference)  # the next group writes over lanes that are not this one's
                     for k in range(shared):
                         place = _at(heads[_at(g * shared + k)])
