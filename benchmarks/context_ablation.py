@@ -26,7 +26,7 @@ import measuring
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model
 from piecewise_training.config import ContextConfig, FeatMapConfig, ModelConfig
-from piecewise_training.dataset import build_datasets, train_loader, val_loader
+from piecewise_training.dataset import build_datasets, crf_loader, train_loader, val_loader
 from piecewise_training.inference import evaluate
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer
@@ -57,6 +57,7 @@ class Ablation:
         assert train_set.classes is not None
         self.classes = train_set.classes
         self.train: DataLoader[Any] = train_loader(train_set, settings.data, settings.seed)
+        self.train_crf: DataLoader[Any] = crf_loader(train_set, settings.data, settings.seed)
         self.val: DataLoader[Any] = val_loader(val_set, settings.data)
         self.rows: list[dict[str, Any]] = []
 
@@ -101,7 +102,7 @@ class Ablation:
             trainer = self.trainer(model)
             if context is not None:
                 trainer.train_context(self.train, training.context_epochs)
-            trainer.train_crf(self.train, training.stage2_epochs)
+            trainer.train_crf(self.train_crf, training.stage2_epochs)
             self.judge(name, model, time.perf_counter() - start, ("context", "crf"))
 
 
