@@ -28,7 +28,7 @@ import measuring
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model
 from piecewise_training.config import Strategy, TrainConfig
-from piecewise_training.dataset import build_datasets, crf_loader, train_loader, val_loader
+from piecewise_training.dataset import build_datasets, crf_loader, joint_loader, train_loader, val_loader
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer, plan
 
@@ -86,7 +86,8 @@ class Comparison:
         assert train_set.classes is not None
         model = build_model(self.settings.model, train_set.classes, seed)
         data = self.settings.data
-        batches, crf_batches = train_loader(train_set, data, seed), crf_loader(train_set, data, seed)
+        loaders = {"augmented": train_loader, "whole": crf_loader, "cropped": joint_loader}
+        batches = {images: loader(train_set, data, seed) for images, loader in loaders.items()}
         held_out = val_loader(val_set, data)
         trainer = PiecewiseTrainer(model, "cpu", model.num_classes, config=config, seed=seed, progress=False)
         curve: list[tuple[float, float]] = []
@@ -95,7 +96,7 @@ class Comparison:
         for stage in plan(config):
             clocked: Any = Clocked(held_out)
             begin = time.perf_counter()
-            history = trainer.run_stage(stage, crf_batches if stage.crf_alone else batches, clocked)
+            history = trainer.run_stage(stage, batches[stage.images], clocked)
             whole = time.perf_counter() - begin
             judging = (whole - (clocked.begun[-1] - begin)) * len(clocked.begun)  # all passes take as long as the last
             stage_seconds.append(whole - judging)

@@ -40,8 +40,9 @@ class DataConfig:
         flip: Probability of a horizontal flip.
         jitter: Largest relative change of brightness, contrast and saturation.
         batch_size: Training crops in a batch.
-        crf_images: What the CRF alone is trained on: "whole" images as they are or mirrored, one at a time, since those
-            of another scale or other colours are not what its bandwidths are for; or the CNN's "crops", for large ones.
+        crf_images: What stages with the CRF see: images as they are or mirrored, since those of another scale or other
+            colours are not what its bandwidths are for, "whole" and one at a time in stage 2, crops of them in stage 3;
+            or in both the augmented "crops" of stage 1.
         workers: Processes that read images; 0 reads in the main process.
     """
 

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from piecewise_training.config import DataConfig
-from piecewise_training.dataset import DataError, build_datasets, crf_loader, train_loader, val_loader
+from piecewise_training.dataset import (
+    DataError,
+    build_datasets,
+    crf_loader,
+    joint_loader,
+    normalise,
+    train_loader,
+    val_loader,
+)
 from tests.dataset.test_layouts import make_voc
 
 Maker = Callable[..., tuple[Path, Path]]
@@ -85,6 +93,22 @@ def test_the_crf_sees_whole_images_or_crops() -> None:
     crops = list(crf_loader(train, replace(setup, crf_images="crops"), seed=1))
     assert [tuple(label.shape) for _, label in crops] == [(3, 16, 16)] * 2
     assert tuple(train[0][1].shape) == (16, 16)  # the training set itself still gives crops
+
+
+def test_both_together_see_crops_of_plain_images_or_augmented_ones() -> None:
+    setup = DataConfig(train_scenes=6, image_size=(32, 48), crop=(16, 24), scale=(2.0, 2.0), batch_size=3, workers=0)
+    train, _ = build_datasets(setup)
+    images = [normalise(torch.from_numpy(train.read(index)[0]).movedim(-1, 0)) for index in range(6)]
+
+    def is_part(crop: torch.Tensor) -> bool:
+        windows = [view.unfold(1, 16, 1).unfold(2, 24, 1) for image in images for view in (image, image.flip(-1))]
+        return any(bool((window == crop[:, None, None]).all((0, 3, 4)).any()) for window in windows)
+
+    plain = [crop for batch, _ in joint_loader(train, setup, seed=1) for crop in batch]
+    assert len(plain) == 6
+    assert all(map(is_part, plain))
+    augmented = next(iter(joint_loader(train, replace(setup, crf_images="crops"), seed=1)))[0]
+    assert not any(map(is_part, augmented))
 
 
 def test_loader_shuffles_by_seed() -> None:

@@ -18,7 +18,7 @@ def test_piecewise() -> None:
     assert (first.crf_weight, second.unary_weight) == (0, 0)
     assert (first.rate_factor, second.rate_factor, third.rate_factor) == (1, 1, OptimConfig().joint_factor)
     assert (first.judged_by, second.judged_by, third.judged_by) == ("unary", "crf", "crf")
-    assert (first.crf_alone, second.crf_alone, third.crf_alone) == (False, True, False)
+    assert (first.images, second.images, third.images) == ("augmented", "whole", "cropped")
 
 
 def test_other_strategies() -> None:

@@ -431,10 +431,14 @@ def test_labels_that_are_no_class() -> None:
         trainer().train_unary(loader(), 1, DataLoader(data))
 
 
-def test_stage_2_on_images_of_its_own() -> None:
-    everywhere, for_crf = CountsEpochs(loader().dataset, 4), CountsEpochs(loader(seed=3).dataset, 4)
+def test_stages_on_images_of_their_own() -> None:
+    everywhere, for_crf, for_both = (CountsEpochs(loader(seed=seed).dataset, 4) for seed in (0, 3, 4))
     trainer().train_piecewise(everywhere, 2, 3, 1, crf_loader=for_crf)
     assert (everywhere.epochs, for_crf.epochs) == (3, 3)
+    trainer().train_piecewise(everywhere, 2, 1, 4, joint_loader=for_both)
+    assert (everywhere.epochs, for_both.epochs) == (3 + 3, 4)
+    trainer(config=TrainConfig(strategy="joint")).train_joint(everywhere, 2)
+    assert everywhere.epochs == 8
 
 
 class Spoilt(Small):

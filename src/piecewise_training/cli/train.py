@@ -75,7 +75,7 @@ def run(
     from rich.console import Console
 
     from piecewise_training.cli import results as tables
-    from piecewise_training.dataset import build_datasets, crf_loader, train_loader, val_loader
+    from piecewise_training.dataset import build_datasets, crf_loader, joint_loader, train_loader, val_loader
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
     console = Console(quiet=not group.first)
@@ -89,7 +89,8 @@ def run(
     trainer = PiecewiseTrainer(
         network, device, network.num_classes, config=training, output_dir=folder, seed=seed, progress=group.first
     )
-    batches, crf_batches = train_loader(train_set, data, seed), crf_loader(train_set, data, seed)
+    loaders = {"augmented": train_loader, "whole": crf_loader, "cropped": joint_loader}
+    batches = {images: loader(train_set, data, seed) for images, loader in loaders.items()}
     val_batches = val_loader(val_set, data)
     stages = plan(training, network.context is not None)
     if not resume and group.first:
@@ -100,7 +101,7 @@ def run(
     for stage in stages:
         plural = "s" if stage.epochs > 1 else ""
         console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)
-        history = trainer.run_stage(stage, crf_batches if stage.crf_alone else batches, val_batches, resume=resume)
+        history = trainer.run_stage(stage, batches[stage.images], val_batches, resume=resume)
         minutes = sum(history["seconds"]) / 60
         console.print(
             f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {minutes:.1f} min", highlight=False

@@ -34,8 +34,7 @@ def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDa
     """
     _refuse_unused(config)
     train, val = _SOURCES[config.name](config, seed)
-    crop = config.crop or train.image_size or train.read(0)[1].shape[:2]
-    train.transform = augmentation((crop[0], crop[1]), config.scale, config.flip, config.jitter)
+    train.transform = augmentation(_crop(train, config), config.scale, config.flip, config.jitter)
     return train, val
 
 
@@ -71,7 +70,7 @@ def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> Da
 
 
 def crf_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> DataLoader[Any]:
-    """What stage 2 is trained on: whole images, mirrored at random, one at a time; or crops as in `train_loader`."""
+    """What the CRF alone is trained on: whole images, mirrored at random, one at a time; or as in `train_loader`."""
     if config.crf_images == "crops":
         return train_loader(dataset, config, seed)
     whole = copy.copy(dataset)
@@ -79,9 +78,24 @@ def crf_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> DataLo
     return train_loader(whole, replace(config, batch_size=1), seed)
 
 
+def joint_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> DataLoader[Any]:
+    """What stage 3 is trained on: crops of images of their own scale and colours, mirrored; or as in `train_loader`."""
+    if config.crf_images == "crops":
+        return train_loader(dataset, config, seed)
+    plain = copy.copy(dataset)
+    plain.transform = augmentation(_crop(dataset, config), (1.0, 1.0), config.flip, jitter=0.0)
+    return train_loader(plain, config, seed)
+
+
 def val_loader(dataset: Dataset[Any], config: DataConfig) -> DataLoader[Any]:
     """Whole images in order, one at a time, since their sizes may differ."""
     return DataLoader(dataset, 1, num_workers=config.workers, persistent_workers=config.workers > 0)
+
+
+def _crop(train: AnyDataset, config: DataConfig) -> tuple[int, int]:
+    """Height and width of training crops."""
+    height, width = config.crop or train.image_size or train.read(0)[1].shape[:2]
+    return height, width
 
 
 def _refuse_unused(config: DataConfig) -> None:

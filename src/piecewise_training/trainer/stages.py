@@ -7,6 +7,8 @@ from typing import Literal
 
 from piecewise_training.config import TrainConfig
 
+Images = Literal["augmented", "whole", "cropped"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -23,6 +25,7 @@ class Stage:
         rate_factor: of all learning rates.
         trains_context: whether the pairwise networks of the contextual CRF move.
         context_weight: of the loss on pairs of labels.
+        images: which suit the stage: augmented crops, or those of their own scale and colours, whole or as crops.
     """
 
     name: str
@@ -35,11 +38,7 @@ class Stage:
     rate_factor: float = 1.0
     trains_context: bool = False
     context_weight: float = 0.0
-
-    @property
-    def crf_alone(self) -> bool:
-        """Whether nothing but the CRF moves."""
-        return self.trains_crf and not self.trains_unary and not self.trains_context
+    images: Images = "augmented"
 
     @property
     def judged_by(self) -> Literal["unary", "context", "crf"]:
@@ -71,7 +70,7 @@ def context_stage(epochs: int) -> Stage:
 
 def crf_stage(epochs: int) -> Stage:
     """Stage 2: the CRF on top of the network, which is fixed."""
-    return Stage("stage2", "CRF, CNN fixed", epochs, False, True, unary_weight=0.0, crf_weight=1.0)
+    return Stage("stage2", "CRF, CNN fixed", epochs, False, True, unary_weight=0.0, crf_weight=1.0, images="whole")
 
 
 def joint_stage(epochs: int, rate_factor: float) -> Stage:
@@ -87,6 +86,7 @@ def joint_stage(epochs: int, rate_factor: float) -> Stage:
         rate_factor=rate_factor,
         trains_context=True,
         context_weight=0.5,
+        images="cropped",
     )
 
 
@@ -121,7 +121,7 @@ def plan(config: TrainConfig, context: bool = False) -> list[Stage]:
     strategies = {
         "piecewise": [*apart, joint_stage(third, config.optim.joint_factor)],
         "independent": apart,
-        "joint": [joint_stage(first + second + third, rate_factor=1.0)],
+        "joint": [replace(joint_stage(first + second + third, rate_factor=1.0), images="augmented")],
     }
     if config.strategy not in strategies:
         raise ValueError(f"`strategy` must be piecewise, joint or independent; got {config.strategy!r}.")

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +120,7 @@ class PiecewiseTrainer:
         val_loader: Loader | None = None,
         *,
         crf_loader: Loader | None = None,
+        joint_loader: Loader | None = None,
         resume: bool = False,
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, then both.
@@ -135,6 +136,8 @@ class PiecewiseTrainer:
             val_loader: yields the same; its mIoU chooses the best epoch.
             crf_loader: yields the same for stage 2, where other images suit the CRF: whole ones of their own scale and
                 colours, not augmented crops. `train_loader`, if not given.
+            joint_loader: yields the same for stage 3: crops, but of their own scale and colours. `train_loader`, if not
+                given.
             resume: whether to go on from what an interrupted run left in `output_dir`.
 
         Returns:
@@ -146,7 +149,8 @@ class PiecewiseTrainer:
             ValueError: the model has no CRF, or a label is neither a class nor void.
         """
         epochs = stage1_epochs, stage2_epochs, stage3_epochs
-        return self._train("piecewise", epochs, train_loader, val_loader, crf_loader, resume)
+        loaders = {"augmented": train_loader, "whole": crf_loader, "cropped": joint_loader}
+        return self._train("piecewise", epochs, loaders, val_loader, resume)
 
     def train_independent(
         self,
@@ -158,13 +162,14 @@ class PiecewiseTrainer:
         crf_loader: Loader | None = None,
     ) -> dict[str, StageHistory]:
         """Trains the CNN, then the CRF with the CNN fixed, and never both together."""
-        return self._train("independent", (stage1_epochs, stage2_epochs, 0), train_loader, val_loader, crf_loader)
+        loaders = {"augmented": train_loader, "whole": crf_loader}
+        return self._train("independent", (stage1_epochs, stage2_epochs, 0), loaders, val_loader)
 
     def train_joint(
         self, train_loader: Loader, epochs: int = 32, val_loader: Loader | None = None
     ) -> dict[str, StageHistory]:
         """Trains CNN and CRF together from the first step, at the full rates."""
-        return self._train("joint", (epochs, 0, 0), train_loader, val_loader)
+        return self._train("joint", (epochs, 0, 0), {"augmented": train_loader}, val_loader)
 
     def train_unary(self, train_loader: Loader, epochs: int = 20, val_loader: Loader | None = None) -> StageHistory:
         """Stage 1 alone: the CNN."""
@@ -234,9 +239,8 @@ class PiecewiseTrainer:
         self,
         strategy: Strategy,
         epochs: tuple[int, int, int],
-        train_loader: Loader,
+        loaders: Mapping[str, Loader | None],
         val_loader: Loader | None,
-        crf_loader: Loader | None = None,
         resume: bool = False,
     ) -> dict[str, StageHistory]:
         first, second, third = epochs
@@ -244,8 +248,12 @@ class PiecewiseTrainer:
         plan = stages.plan(config, self.model.context is not None)
         for stage in plan:  # all of them before the first is trained
             self._check(stage, val_loader, resume)
-        loaders = {stage.name: crf_loader if stage.crf_alone and crf_loader else train_loader for stage in plan}
-        return {s.name: self.run_stage(s, loaders[s.name], val_loader, resume=resume) for s in plan}
+        history = {}
+        for stage in plan:
+            suited = loaders[stage.images] or loaders["augmented"]
+            assert suited is not None
+            history[stage.name] = self.run_stage(stage, suited, val_loader, resume=resume)
+        return history
 
     def _check(self, stage: Stage, val_loader: Loader | None, resume: bool) -> None:
         if stage.epochs < 1:
