@@ -58,7 +58,11 @@ def gradients(
     lent = Workspace(out, space)  # written last
     work = Buffers.of(state, lent)
     terms = range(len(state.terms))
-    scores, kept, change, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(4))
+    scores, kept, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(3))
+    # The gradient to the latest scores alone, which only moments ask for: without them it may be written over.
+    change, given = kept, total
+    if any(f is not None for f in features):
+        change = given = space.empty(total.size)
     lattices = [lent.empty(state.shape_of_lattice(term)) for term in terms]
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
@@ -67,12 +71,12 @@ def gradients(
     moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(log_q, LOG2_E, IMPOSSIBLE, kept, run)
-    state.enter(gradient, np.float32(1), np.float32(0), change, run)
+    state.enter(gradient, np.float32(1), np.float32(0), given, run)
 
     def turn(part: int) -> None:
         with work.messages() as messages:
             state.fetch(part, None, back, messages)
-            state.sweep(part, (total, kept, change), messages, work.copies, kernels.TURN)
+            state.sweep(part, (total, kept, given), messages, work.copies, kernels.TURN)
 
     run(turn, state.parts)
     learned = [moment for moment in moments if moment is not None]
