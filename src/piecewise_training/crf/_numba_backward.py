@@ -9,6 +9,7 @@ the marginals of the pixels are made again from them, which takes less memory an
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
-from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField
+from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Spare
 from piecewise_training.crf._numba_parts import Run
 from piecewise_training.crf._workspace import Workspace
 
@@ -58,11 +59,11 @@ def gradients(
     lent = Workspace(out, space)  # written last
     work = Buffers.of(state, lent)
     terms = range(len(state.terms))
-    scores, kept, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(3))
-    # The gradient to the latest scores alone, which only moments ask for: without them it may be written over.
-    change, given = kept, total
-    if any(f is not None for f in features):
-        change = given = space.empty(total.size)
+    scores, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(2))
+    # The gradient to the latest scores alone, which only moments ask for.
+    change = space.empty(total.size if any(f is not None for f in features) else 0)
+    bounds = state.layout.bounds.tolist()
+    marginals = Spare(max(last - first for first, last in itertools.pairwise(bounds)) * state.channels)
     lattices = [lent.empty(state.shape_of_lattice(term)) for term in terms]
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
@@ -70,13 +71,13 @@ def gradients(
     pool = _Pool(state, features, work, space)
     moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
-    state.enter(log_q, LOG2_E, IMPOSSIBLE, kept, run)
-    state.enter(gradient, np.float32(1), np.float32(0), given, run)
+    state.enter(gradient, np.float32(1), np.float32(0), total, run)
 
     def turn(part: int) -> None:
-        with work.messages() as messages:
+        with work.messages() as messages, marginals() as kept:
+            state.enter_part(part, log_q, LOG2_E, IMPOSSIBLE, kept, bounds[part])
             state.fetch(part, None, back, messages)
-            state.sweep(part, (total, kept, given), messages, work.copies, kernels.TURN)
+            state.sweep(part, (total, kept, change), messages, work.copies, kernels.TURN, origin=bounds[part])
 
     run(turn, state.parts)
     learned = [moment for moment in moments if moment is not None]
@@ -92,13 +93,13 @@ def gradients(
             state.filter_block(work.copies, lattices[term], scratch, index, True, look)
 
         def update(part: int) -> None:
-            with work.messages() as messages:
+            with work.messages() as messages, marginals() as kept:
                 state.fetch(part, state.lattices[step - 1] if step else None, forth, messages)  # noqa: B023
-                state.sweep(part, (scores, kept, kept), messages, work.copies, kernels.FINISH)
+                state.sweep(part, (scores, kept, change), messages, work.copies, kernels.FINISH, origin=bounds[part])
                 state.fetch(part, lattices, back, messages)
                 for moment in learned:  # here, while the part's pixels are in the cache
                     moment.send(part, kept, change, filtered, messages, work)  # noqa: B023
-                state.sweep(part, (total, kept, change), messages, work.copies, kernels.RETURN)
+                state.sweep(part, (total, kept, change), messages, work.copies, kernels.RETURN, origin=bounds[part])
 
         run(pull, blocks)
         run(update, state.parts)
@@ -162,7 +163,7 @@ class _Moments:
             table[:, first:last] = 0
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
         columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
-        place = *columns, state.channels, len(layout.order), self._pool.width
+        place = *columns, state.channels, len(layout.order), self._pool.width, int(layout.bounds[part])
         weights = (table.reshape(-1) for table in (rows, state.shares, state.sends))
         own = (table.reshape(-1)[state.numbers(part).start :] for table in (self._copies, self._gradients))
         out = self._received, self._sent, *own

@@ -111,10 +111,11 @@ def _eight(planes, c, pixel, classes, n, unit, missing):  # type: ignore[no-unty
 
 
 @kernel
-def permute_in(planes, classes, tiles, width, positions, channels, unit, missing, rows):  # type: ignore[no-untyped-def]
+def permute_in(planes, classes, tiles, width, positions, channels, unit, missing, rows, origin):  # type: ignore[no-untyped-def]
     """Planes, flat from (K, N), times a unit, as rows of pixels at their positions, padded by what is `missing`.
 
-    A tile is (top, bottom, left, right). Eight pixels by eight channels are turned around in registers at a time.
+    A tile is (top, bottom, left, right), and `rows` begin with the position `origin`. Eight pixels by eight channels
+    are turned around in registers at a time.
     """
     n = len(planes) // classes
     for top, bottom, left, right in tiles:
@@ -133,13 +134,13 @@ def permute_in(planes, classes, tiles, width, positions, channels, unit, missing
                         _eight(planes, c + 7, pixel, classes, n, unit, missing),
                     )
                     for lane in range(8):
-                        store(rows, positions[_at(pixel + lane)] * channels + c, columns[lane])
+                        store(rows, (positions[_at(pixel + lane)] - origin) * channels + c, columns[lane])
                 for pixel in range(whole, y * width + right):
                     for k in range(c, c + 8):
                         value = missing
                         if k < classes:
                             value = min(max(planes[_at(k * n + pixel)], -_FARTHEST), _FARTHEST) * unit
-                        rows[_at(positions[_at(pixel)] * channels + k)] = value
+                        rows[_at((positions[_at(pixel)] - origin) * channels + k)] = value
 
 
 @kernel

@@ -216,9 +216,14 @@ class MeanField:
 
     def enter(self, planes: np.ndarray, unit: np.float32, missing: np.float32, rows: np.ndarray, run: Run) -> None:
         """Fills in rows of channels at the pixels' positions from planes (K, N)."""
-        flat, layout = planes.reshape(-1), self.layout
-        placed = self._width, layout.positions, self.channels, unit, missing, rows
-        run(lambda part: layouts.permute_in(flat, self.classes, layout.tiles[part], *placed), self.parts)
+        run(lambda part: self.enter_part(part, planes, unit, missing, rows), self.parts)
+
+    def enter_part(
+        self, part: int, planes: np.ndarray, unit: np.float32, missing: np.float32, rows: np.ndarray, origin: int = 0
+    ) -> None:
+        """The same for a part, where `rows` begin with the position `origin`."""
+        placed = self._width, self.layout.positions, self.channels, unit, missing, rows, origin
+        layouts.permute_in(planes.reshape(-1), self.classes, self.layout.tiles[part], *placed)
 
     def leave(self, rows: np.ndarray, planes: np.ndarray, run: Run) -> None:
         """Fills in planes (K, N) from rows of channels at the pixels' positions."""
@@ -238,6 +243,7 @@ class MeanField:
         copies: np.ndarray,
         stage: int,
         damping: float = 0.0,
+        origin: int = 0,
     ) -> float:
         """Passes over the pixels of a part, and fills in its copies.
 
@@ -248,6 +254,7 @@ class MeanField:
             copies: all parts'.
             stage: one of the kernel's.
             damping: share of the old marginals.
+            origin: the position with which `kept` begins.
         """
         layout, kind = self.layout, kernels.FORWARDS
         weights = self.shares, self.sends
@@ -261,7 +268,7 @@ class MeanField:
             own[:] = 0
         fixed = *places, *(w.reshape(-1) for w in weights), messages, own
         kernel = kernels.sweep_kernel(self.axes[0], sum(self.axes[1:]), kind)
-        how = stage, np.float32(damping)
+        how = stage, np.float32(damping), origin
         return float(kernel(layout.groups[part], layout.bounds[part + 1], self.channels, *rows, *fixed, how))
 
     def filter(self, work: Buffers, lattices: Sequence[np.ndarray], run: Run) -> None:
@@ -320,6 +327,28 @@ class MeanField:
         kernels.fetch(self.layout.owners[first:last], lattice, weight, self.channels, own)
 
 
+class Spare:
+    """Tables for the work on a part: one for each thread, which stays in its cache.
+
+    Args:
+        length: numbers that the largest part needs.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._tables: list[np.ndarray] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[np.ndarray]:
+        """A table that nobody else is using."""
+        try:
+            table = self._tables.pop()
+        except IndexError:
+            table = np.empty(self._length, np.float32)
+        yield table
+        self._tables.append(table)
+
+
 @dataclass(frozen=True)
 class Buffers:
     """What an iteration works with.
@@ -327,14 +356,12 @@ class Buffers:
     Attributes:
         copies: the parts' copies of what pixels send to vertices, a row of channels each.
         scratch: for each term as much as its lattice.
-        length: numbers in the messages of the largest part.
-        spare: tables of messages that nobody is using.
+        messages: tables for what a part's copies receive.
     """
 
     copies: np.ndarray
     scratch: list[np.ndarray]
-    length: int
-    spare: list[np.ndarray]
+    messages: Spare
 
     @classmethod
     def of(cls, state: MeanField, space: Workspace) -> Buffers:
@@ -342,14 +369,4 @@ class Buffers:
         rows = len(state.layout.owners) * state.channels
         scratch = [space.empty(state.shape_of_lattice(term)) for term in range(len(state.terms))]
         largest = max(own.stop - own.start for own in map(state.numbers, state.parts))
-        return cls(space.empty(rows), scratch, largest, [])
-
-    @contextmanager
-    def messages(self) -> Iterator[np.ndarray]:
-        """A table for what a part's copies receive: one for each thread, which stays in its cache."""
-        try:
-            table = self.spare.pop()
-        except IndexError:
-            table = np.empty(self.length, np.float32)
-        yield table
-        self.spare.append(table)
+        return cls(space.empty(rows), scratch, Spare(largest))

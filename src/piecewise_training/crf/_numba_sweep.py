@@ -144,22 +144,23 @@ def _log_softmax(x, at, channels, out, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _through_softmax(x, at, channels, marginals, gradient, change, to, logarithm):  # type: ignore[no-untyped-def]
+def _through_softmax(x, at, channels, marginals, start, gradient, change, to, logarithm):  # type: ignore[no-untyped-def]
     """Turns the gradient to marginals, or to their logarithms in bits, into that to scores, and adds it up."""
     mass = spread8(_f32(0))
     for c in range(0, channels, 8):
         slope = load8(x, at + c)
-        mass = mass + (slope if logarithm else slope * load8(marginals, to + c))
+        mass = mass + (slope if logarithm else slope * load8(marginals, start + c))
     whole = total(mass)
     for c in range(0, channels, 8):
         if logarithm:
-            to_scores = load8(x, at + c) - exp2(load8(marginals, to + c)) * whole
+            to_scores = load8(x, at + c) - exp2(load8(marginals, start + c)) * whole
             store(gradient, to + c, to_scores)
         else:
-            to_scores = (load8(x, at + c) - whole) * load8(marginals, to + c)
+            to_scores = (load8(x, at + c) - whole) * load8(marginals, start + c)
             store(gradient, to + c, load8(gradient, to + c) + to_scores)
         store(x, at + c, to_scores)
-        store(change, to + c, to_scores)
+        if len(change):
+            store(change, to + c, to_scores)
 
 
 @cache
@@ -172,19 +173,20 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
 
         Forwards `base` holds the scores, `kept` takes the marginals and `change` in the end their logarithms. Watched,
         `kept` also holds the marginals before, of which the new ones get their share, and the largest change of one
-        is returned. Backwards `base` is the sum of the gradients to scores, `change` the latest of them, at first that
-        to log Q, and `kept` holds the marginals. `how` is the stage and the damping. Channels go through the widest
-        registers, and eight that may be left over through narrower ones.
+        is returned. Backwards `base` is the sum of the gradients to scores, at first that to log Q, `change` takes the
+        latest of them, unless it is empty, and `kept` holds the marginals. `how` is the stage, the damping, and the
+        position with which `kept` begins. Channels go through the widest registers, and eight that may be left over
+        through narrower ones.
         """
         axes = shared + others
         wide = channels // 16 * 16
         x = np.empty(GROUP * channels, np.float32)
         nothing = np.zeros(channels, np.float32)
-        stage, damping = how
+        stage, damping, origin = how
         most = spread8(_f32(0))
         before, step = base, channels
         if kind == BACKWARDS:
-            before, step = (change, channels) if stage == TURN else (nothing, 0)
+            before, step = (base, channels) if stage == TURN else (nothing, 0)
         for g in range(len(groups)):
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
@@ -204,9 +206,9 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
                     store(x, (p - start) * channels + wide, mixed(rest, own_rest, shares, at + shared))
 
             for p in range(start, stop):
-                at = (p - start) * channels
+                at, own_row = (p - start) * channels, (p - origin) * channels
                 if kind == BACKWARDS:
-                    _through_softmax(x, at, channels, kept, base, change, p * channels, stage == TURN)
+                    _through_softmax(x, at, channels, kept, own_row, base, change, p * channels, stage == TURN)
                 elif stage == FINISH_LOG:
                     _log_softmax(x, at, channels, change, p * channels)
                 else:
@@ -228,14 +230,14 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
                         store(x, at + c, load8(x, at + c) * share)
                     if kind == WATCHED and stage == WATCH:
                         for c in range(0, channels, 8):
-                            new, old = load8(x, at + c), load8(kept, p * channels + c)
+                            new, old = load8(x, at + c), load8(kept, own_row + c)
                             new = new + (old - new) * damping
                             most = maximum(most, maximum(new - old, old - new))
                             store(x, at + c, new)
-                            store(kept, p * channels + c, new)
+                            store(kept, own_row + c, new)
                     if stage == FINISH:
                         for c in range(0, channels, 8):
-                            store(kept, p * channels + c, load8(x, at + c))
+                            store(kept, own_row + c, load8(x, at + c))
             if stage in (FINISH, FINISH_LOG):
                 continue
 
@@ -297,10 +299,10 @@ def moments_kernel(axes: int, grouped: int) -> Any:
 
         A pixel has received its gradient times its messages and sent its marginals times the messages that come
         `returned` on the way back. `rows` are those of groups where these share them. `place` holds the columns of rows
-        and the term's first among them, the same of weights, the channels, the number of pixels, and that of numbers in
-        the copies of one feature.
+        and the term's first among them, the same of weights, the channels, the number of pixels, that of numbers in the
+        copies of one feature, and the position with which `kept` begins.
         """
-        columns, column, all_weights, weight, channels, points, stride = place
+        columns, column, all_weights, weight, channels, points, stride, origin = place
         received, sent_back, copies, gradients = out
         wide = channels // 16 * 16
         nothing, little = spread16(_f32(0)), spread8(_f32(0))
@@ -317,7 +319,7 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                         came = gather16(messages, rows, p * columns + column, channels, c, axes)
                         went = gather16(returned, rows, p * columns + column, channels, c, axes)
                     forth = mixed(nothing, came, shares, at) * load16(change, p * channels + c)
-                    back = mixed(nothing, went, sends, at) * load16(kept, p * channels + c)
+                    back = mixed(nothing, went, sends, at) * load16(kept, (p - origin) * channels + c)
                     received[_at(p)] += total(forth)
                     sent_back[_at(p)] += total(back)
             if wide < channels:
@@ -329,7 +331,7 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                         few_came = gather8(messages, rows, p * columns + column, channels, wide, axes)
                         few_went = gather8(returned, rows, p * columns + column, channels, wide, axes)
                     few_forth = mixed(little, few_came, shares, at) * load8(change, p * channels + wide)
-                    few_back = mixed(little, few_went, sends, at) * load8(kept, p * channels + wide)
+                    few_back = mixed(little, few_went, sends, at) * load8(kept, (p - origin) * channels + wide)
                     received[_at(p)] += total(few_forth)
                     sent_back[_at(p)] += total(few_back)
             for a in range(len(features) // points):
@@ -343,7 +345,7 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                             to_copies = gather16(copies, rows, p * columns + column, channels, first + c, axes)
                             to_gradients = gather16(gradients, rows, p * columns + column, channels, first + c, axes)
                         f = features[_at(feature + p)]
-                        to_copies = sent(to_copies, load16(kept, p * channels + c) * f, sends, at)
+                        to_copies = sent(to_copies, load16(kept, (p - origin) * channels + c) * f, sends, at)
                         to_gradients = sent(to_gradients, load16(change, p * channels + c) * f, shares, at)
                         if not grouped:
                             put(copies, rows, p * columns + column, channels, first + c, to_copies)
@@ -361,7 +363,7 @@ def moments_kernel(axes: int, grouped: int) -> Any:
                             few_copies = gather8(copies, rows, p * columns + column, channels, rest, axes)
                             few_gradients = gather8(gradients, rows, p * columns + column, channels, rest, axes)
                         f = features[_at(feature + p)]
-                        few_copies = sent(few_copies, load8(kept, p * channels + wide) * f, sends, at)
+                        few_copies = sent(few_copies, load8(kept, (p - origin) * channels + wide) * f, sends, at)
                         few_gradients = sent(few_gradients, load8(change, p * channels + wide) * f, shares, at)
                         if not grouped:
                             put(copies, rows, p * columns + column, channels, rest, few_copies)
