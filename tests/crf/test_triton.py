@@ -265,3 +265,20 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
         *("place", "True", "splat", "True", "gather", "True", "blur", "True", "slice_out", "True"),
         *(3 * ("update", "True")),
     ]
+
+
+def test_kernels_run_on_their_tensors_gpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which need not be that of the tensors."""
+    guarded: list[torch.device] = []
+    guard = torch.cuda.device_of
+
+    def spy(tensor: torch.Tensor) -> Any:
+        guarded.append(tensor.device)
+        return guard(tensor)
+
+    monkeypatch.setattr(torch.cuda, "device_of", spy)
+    scores = torch.zeros(1, 2, 3, 3, device=device, requires_grad=True)
+    image = torch.zeros(1, 3, 3, 3, dtype=torch.uint8, device=device)
+    dense_crf(scores, image, backend="triton", iterations=1).sum().backward()
+    assert len(guarded) >= 6  # two lattices, their normalisers, inference and its gradient
+    assert {place.type for place in guarded} == {device.type}

@@ -7,8 +7,9 @@ vertex: results are the same bits in every run. Nothing between the first update
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -21,6 +22,9 @@ from piecewise_training.crf._reference import Normalized, Tables, elevation
 _POINTS = 32  # of a group: more leave lanes idle in small simplices, fewer make more sums to be gathered
 _ENTRIES = 16  # sums that a vertex gathers at a time
 _NUMBERS = 1024  # of a tile of points or vertices and channels: with more the registers of sm_90 run out
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Plan(NamedTuple):
@@ -65,6 +69,21 @@ class Kept(NamedTuple):
     steps: list[Step]
 
 
+def _on_the_gpu_of(argument: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes a tensor's GPU the current one for a call: Triton launches kernels there, wherever their tensors are."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with torch.cuda.device_of(args[argument]):  # type: ignore[no-untyped-call]
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@_on_the_gpu_of(0)
 def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`.
 
@@ -94,6 +113,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     return tables
 
 
+@_on_the_gpu_of(1)
 def splat_blur_slice(
     lattices: Sequence[Tables], values: Float[Tensor, "b c n"], transpose: bool = False
 ) -> Float[Tensor, "b c n"]:
@@ -110,6 +130,7 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     return sums.rsqrt() if symmetric else sums.reciprocal()
 
 
+@_on_the_gpu_of(1)
 def moments(
     lattices: Sequence[Tables],
     features: Float[Tensor, "b d n"],
@@ -127,6 +148,7 @@ def moments(
     return torch.stack(found, 1)
 
 
+@_on_the_gpu_of(2)
 def mean_field(
     terms: Sequence[Normalized],
     mixtures: Sequence[Tensor],
@@ -158,6 +180,7 @@ def mean_field(
     return _values(q, batch), kept
 
 
+@_on_the_gpu_of(1)
 def mean_field_gradients(
     kept: Kept,
     log_q: Float[Tensor, "b k n"],
