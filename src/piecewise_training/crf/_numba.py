@@ -344,12 +344,12 @@ def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: Ru
         table[:] = -1
         count = _numba_build.place(points, first, last, scales, simplices, weights, own, table)
         vertices = np.empty((count, d + 1), np.int32)
-        coordinates = np.empty((vertices.size, d), np.int32)
-        keys = np.empty(vertices.size, np.uint64)
-        size, table = -1, _empty_table(count // 2 + d + 1)  # images share vertices; where they do not, there is no room
+        size, entries = -1, count // 2 + d + 1  # images share vertices; where they do not, there is no room
         while size < 0:
+            table = _empty_table(entries)
+            coordinates, keys = np.empty((len(table) // 2, d), np.int32), np.empty(len(table) // 2, np.uint64)
             size = _numba_build.number_vertices(own[:count], multipliers, vertices, coordinates, keys, table)
-            table = _empty_table(4 * len(table))
+            entries = 4 * len(table)
         return vertices, coordinates[:size].copy(), keys[:size].copy()
 
     placed = run(place, range(len(cuts) - 1))
