@@ -28,6 +28,7 @@ _THEME = {
 }
 _INK, _MUTED, _LINE, *SERIES = _THEME
 _BLUE, _ORANGE = SERIES[:2]
+_LETTER = 0.0088  # the mean width of a letter in shares of the chart's
 History = Mapping[str, Mapping[str, Sequence[float]]]
 
 
@@ -36,6 +37,8 @@ def stages_chart(history: History, titles: Mapping[str, str]) -> str:
     figure = Figure(figsize=(8.6, 6.4), layout="constrained")
     rows: Any = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 0.7))
     start = 0
+    total = sum(len(values["train_loss"]) for values in history.values())
+    ends: list[float] = []  # of the last title on each line, in shares of the chart's width
     for place, (stage, values) in enumerate(history.items()):
         epochs = np.arange(len(values["train_loss"])) + start + 1
         for axis, name, label, colour, scale in (
@@ -51,10 +54,11 @@ def stages_chart(history: History, titles: Mapping[str, str]) -> str:
         for axis in rows:
             if place:
                 axis.axvline(start + 0.5, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        middle = start + (len(epochs) + 1) / 2
+        middle, title = start + (len(epochs) + 1) / 2, titles.get(stage) or stage
+        line = _free_line(ends, (middle - 0.5) / total, _LETTER * (len(title) + 1))
         rows[0].text(
-            middle, 1.04, literal(titles.get(stage) or stage), color=_INK, fontsize=8, ha="center", va="bottom",
-            transform=rows[0].get_xaxis_transform(), wrap=True,
+            middle, 1.04 + 0.09 * line, literal(title), color=_INK, fontsize=8, ha="center", va="bottom",
+            transform=rows[0].get_xaxis_transform(),
         )  # fmt: skip
         start += len(epochs)
     for axis, label in zip(rows, ("loss", "validation, %", "learning rate"), strict=True):
@@ -103,6 +107,14 @@ def svg(figure: Figure, prefix: str) -> str:
     for colour, name in _THEME.items():
         drawing = drawing.replace(colour, f"var({name})")
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'class="chart" role="img"', drawing, count=1)
+
+
+def _free_line(ends: list[float], middle: float, width: float) -> int:
+    """The lowest line with room for a title, which it takes: short stages are narrower than theirs."""
+    left, right = middle - width / 2, middle + width / 2
+    line = next((line for line, end in enumerate(ends) if end < left), len(ends))
+    ends[line : line + 1] = [right]
+    return line
 
 
 def _series(place: int) -> str:
