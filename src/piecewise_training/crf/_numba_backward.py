@@ -10,14 +10,13 @@ the marginals of the pixels are made again from them, which takes less memory an
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
-from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Spare
+from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Rows, Spare
 from piecewise_training.crf._numba_parts import Run
 from piecewise_training.crf._workspace import Workspace
 
@@ -68,8 +67,8 @@ def gradients(
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
-    pool = _Pool(state, features, work, space)
-    moments = [None if f is None else _Moments(state, term, f, pool) for term, f in enumerate(features)]
+    filtering = Spare((state.channels + 2 * 8) * max(state.sizes))
+    moments = [None if f is None else _Moments(state, term, f, lent, filtering) for term, f in enumerate(features)]
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(gradient, np.float32(1), np.float32(0), total, run)
 
@@ -113,38 +112,33 @@ def gradients(
     return slopes
 
 
-class _Pool:
-    """Memory for the moments of one term after the other."""
-
-    def __init__(
-        self, state: MeanField, features: Sequence[np.ndarray | None], work: Buffers, space: Workspace
-    ) -> None:
-        dims = [0 if f is None else len(f) for f in features]
-        self.width = work.copies.size
-        self._copies = [space.empty((max(dims), self.width)) for _ in range(2)]
-        vertices = max(own * size for own, size in zip(dims, state.sizes, strict=True))
-        self._lattices = [space.empty(vertices * state.channels) for _ in range(3)]
-
-    def copies(self, dims: int) -> list[np.ndarray]:
-        """Two times the parts' copies of vertices, for each feature."""
-        return [table[:dims] for table in self._copies]
-
-    def lattices(self, dims: int, shape: tuple[int, int, int]) -> list[np.ndarray]:
-        """Three times a lattice for each feature."""
-        return [table[: dims * math.prod(shape)].reshape(dims, *shape) for table in self._lattices]
-
-
 class _Moments:
-    """What the gradients to one term's bandwidths and factors are made of."""
+    """What the gradients to one term's bandwidths and factors are made of.
 
-    def __init__(self, state: MeanField, term: int, features: np.ndarray, pool: _Pool) -> None:
+    Args:
+        state: the inference.
+        term: its number.
+        features: (d, N) in bandwidths.
+        space: memory for the tables.
+        lattices: memory for a lattice of each thread, and two blocks more.
+    """
+
+    def __init__(self, state: MeanField, term: int, features: np.ndarray, space: Workspace, lattices: Spare) -> None:
         dims, pixels = features.shape
-        self._state, self._term, self._pool = state, term, pool
+        self._state, self._term, self._lattices = state, term, lattices
         self._features = features[:, state.layout.order]
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
         self._cross = np.zeros(dims)  # of each feature the sum of k_ij f_i f_j g_i v_j
-        self._copies, self._gradients = pool.copies(dims)
-        self._filtered, self._others, self._scratch = pool.lattices(dims, state.shape_of_lattice(term))
+        # A part numbers its copies over all terms, and the tables hold this term's alone: so many come before them.
+        layout = state.layout
+        first, last = layout.ranges[term].T
+        before = first - layout.ranges[0][:, 0]
+        starts = before.max() + np.cumsum(last - first) - (last - first)
+        self._begin = (starts - before) * state.channels  # of the number 0 of each part's copies
+        own = np.concatenate([layout.owners[a:b] for a, b in layout.ranges[term]])
+        owners = np.concatenate([np.zeros(before.max(), own.dtype), own])
+        self._rows = Rows(owners, np.stack([starts, starts + last - first], 1))
+        self._copies, self._gradients = (space.empty((dims, len(owners) * state.channels)) for _ in range(2))
         self._mixture = state.weight(term, 1)
 
     def send(
@@ -158,14 +152,14 @@ class _Moments:
     ) -> None:
         """Works on a part's pixels: the marginals before an update, and the gradient to the scores after it."""
         state, term, layout = self._state, self._term, self._state.layout
-        first, last = layout.ranges[term][part] * state.channels
+        first, last = self._rows.ranges[part] * state.channels
         for table in (self._copies, self._gradients):
             table[:, first:last] = 0
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
         columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
-        place = *columns, state.channels, len(layout.order), self._pool.width, int(layout.bounds[part])
+        place = *columns, state.channels, len(layout.order), self._copies.shape[1], int(layout.bounds[part])
         weights = (table.reshape(-1) for table in (rows, state.shares, state.sends))
-        own = (table.reshape(-1)[state.numbers(part).start :] for table in (self._copies, self._gradients))
+        own = (table.reshape(-1)[self._begin[part] :] for table in (self._copies, self._gradients))
         out = self._received, self._sent, *own
         moments = kernels.moments_kernel(state.axes[term], int(term == 0))
         with work.messages() as messages:
@@ -175,23 +169,21 @@ class _Moments:
 
     def add(self, run: Run) -> None:
         """Adds what all parts have sent in one update."""
-        dims = range(len(self._features))
-        run(self._collect, [(dim, block) for dim in dims for block in range(self._state.channels // 8)])
-        self._cross += run(self._product, dims)
-
-    def _collect(self, index: tuple[int, int]) -> None:
-        """Filters what marginals have sent, and adds up what gradients have."""
-        dim, block = index
-        scratch = self._scratch[dim][block].reshape(-1)
-        self._state.filter_block(self._copies[dim], self._filtered[dim], scratch, (self._term, block))
-        self._state.collect(self._gradients[dim], (self._term, block), self._others[dim][block].reshape(-1))
+        self._cross += run(self._product, range(len(self._features)))
 
     def _product(self, dim: int) -> float:
-        """What gradients have sent times what comes to them, through the mixture."""
-        channels = self._state.channels
+        """What gradients have sent times what comes to them from marginals, filtered and through the mixture."""
+        state, channels = self._state, self._state.channels
         sums = np.zeros((channels, channels))
-        for block, others in enumerate(self._others[dim]):
-            kernels.contract(others.reshape(-1), self._filtered[dim], sums[8 * block : 8 * block + 8])
+        with self._lattices() as table:
+            blocks, size, _ = state.shape_of_lattice(self._term)
+            lattices = table[: (blocks + 2) * size * 8].reshape(blocks + 2, size, 8)
+            filtered, scratch, others = lattices[:-2], lattices[-2].reshape(-1), lattices[-1].reshape(-1)
+            for block in range(blocks):
+                state.filter_block(self._copies[dim], filtered, scratch, (self._term, block), rows=self._rows)
+            for block in range(blocks):
+                state.collect(self._gradients[dim], block, others, self._rows)
+                kernels.contract(others, filtered, sums[8 * block : 8 * block + 8])
         if len(self._mixture) == 1:
             return float((sums.diagonal() * self._mixture[0]).sum())
         return float((sums * self._mixture.T).sum())

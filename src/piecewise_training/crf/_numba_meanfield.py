@@ -44,6 +44,18 @@ class Course(NamedTuple):
     change: list[float]
 
 
+class Rows(NamedTuple):
+    """Which rows of a table are the parts' copies of a term's vertices.
+
+    Attributes:
+        owners: the vertex behind each row.
+        ranges: (parts, 2), the first and last row of each part.
+    """
+
+    owners: np.ndarray
+    ranges: np.ndarray
+
+
 class MeanField:
     """The state of one image, which lives as long as a gradient may be asked for.
 
@@ -290,21 +302,24 @@ class MeanField:
         index: tuple[int, int],
         transpose: bool = False,
         look: Callable[[np.ndarray], None] | None = None,
+        rows: Rows | None = None,
     ) -> None:
         """Filters a block (term, eight channels); `look` sees the sums before they are blurred."""
         term, block = index
         target = lattice[block].reshape(-1)
         source, other = (target, scratch) if self.axes[term] % 2 == 0 else (scratch, target)
-        self.collect(copies, index, source)
+        self.collect(copies, block, source, rows or self.rows(term))
         if look is not None:
             look(source)
         kernels.blur(self.terms[term].tables[3], source, other, transpose)
 
-    def collect(self, copies: np.ndarray, index: tuple[int, int], lattice: np.ndarray) -> None:
-        """Adds the parts' copies of a block (term, eight channels) up."""
-        term, block = index
-        layout = self.layout
-        kernels.collect(layout.owners, layout.ranges[term], copies[8 * block :], self.channels, lattice)
+    def rows(self, term: int) -> Rows:
+        """The copies of a term in a table of all terms' copies."""
+        return Rows(self.layout.owners, self.layout.ranges[term])
+
+    def collect(self, copies: np.ndarray, block: int, lattice: np.ndarray, rows: Rows) -> None:
+        """Adds the parts' copies of a block of eight channels up."""
+        kernels.collect(rows.owners, rows.ranges, copies[8 * block :], self.channels, lattice)
 
     def fetch(
         self,
