@@ -31,6 +31,7 @@ from piecewise_training.crf._simd import (
     store,
     times_power_of_two,
     total,
+    transpose8,
 )
 
 # What a sweep does: an iteration, one that is damped and watched, the last one to marginals or to their logarithms; or
@@ -49,21 +50,34 @@ def fetch(owners, lattice, mixture, channels, messages):  # type: ignore[no-unty
     """
     size = lattice.shape[1]
     flat, weights = lattice.reshape(lattice.size), mixture.reshape(mixture.size)
-    zero = spread8(_f32(0))
-    for row in range(len(owners)):
-        vertex = owners[row]
-        if len(mixture) == 1:
+    if len(mixture) == 1:
+        for row in range(len(owners)):
             for c in range(0, channels, 8):
-                place = (c // 8 * size + vertex) * 8
+                place = (c // 8 * size + owners[_at(row)]) * 8
                 store(messages, row * channels + c, load8(flat, place) * load8(weights, c))
-        else:
-            for c in range(0, channels, 8):
-                x = zero
-                for block in range(len(lattice)):
-                    place = (block * size + vertex) * 8
-                    for b in range(8):
-                        x = x + load8(weights, (8 * block + b) * channels + c) * flat[_at(place + b)]
-                store(messages, row * channels + c, x)
+        return
+    # Eight vertices at a time, so that a weight is loaded once for all of them and their sums do not wait for another.
+    values = np.empty(8 * channels, np.float32)
+    one_by_one = np.arange(8).astype(np.int32)
+    zeros = np.zeros(8, np.float32)
+    for first in range(0, len(owners), 8):
+        count = min(8, len(owners) - first)
+        for block in range(len(lattice)):
+            for k in range(8):
+                place = (block * size + owners[_at(first + min(k, count - 1))]) * 8
+                store(values, (8 * block + k) * 8, load8(flat, place))
+            columns = transpose8(*gather8(values, one_by_one, 0, 8, 64 * block, 8))
+            for b in range(8):
+                store(values, (8 * block + b) * 8, columns[b])
+        for c in range(0, channels, 8):
+            sums = gather8(zeros, one_by_one, 0, 0, 0, 8)
+            for b in range(channels):
+                sums = sent(sums, load8(weights, b * channels + c), values, 8 * b)
+            if count == 8:
+                put(messages[_at(first * channels) :], one_by_one, 0, channels, c, sums)
+            else:
+                for k in range(count):
+                    store(messages, (first + k) * channels + c, sums[k])
 
 
 @kernel
