@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from piecewise_training.config import OptimConfig, TrainConfig
 from piecewise_training.dataset import SyntheticDataset
 from piecewise_training.dataset.transforms import augmentation
+from piecewise_training.inference import evaluate
 from piecewise_training.losses import class_weights
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
@@ -94,8 +95,9 @@ def test_stage_1_leaves_the_crf_alone() -> None:
     assert moved(t.model.unary, unary) == set(unary)
 
 
-def test_stage_2_really_fixes_the_network() -> None:
+def test_stage_2_really_fixes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one weight or running statistic moves, in training or in validation; everything of the CRF does."""
+    monkeypatch.setattr(PiecewiseTrainer, "_keep_the_better", lambda *_: None)  # whatever it has brought
     t = trainer()
     assert t.model.crf is not None
     crf, unary = snapshot(t.model.crf), snapshot(t.model.unary)
@@ -387,6 +389,29 @@ def test_a_stage_that_only_harms_is_undone(tmp_path: Path, caplog: pytest.LogCap
     again = trainer(output_dir=tmp_path)
     again.run_stage(unary_stage(3), loader(), val, resume=True)
     assert not moved(again.model, before)
+
+
+def test_a_first_crf_stage_that_only_harms_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is judged by another prediction than the stage before it, so that its own start is measured."""
+    t = trainer(learning_rate=0.05, output_dir=tmp_path)
+    val = loader(seed=1)
+    t.train_unary(loader(), 6, val)
+    before = snapshot(t.model)
+    t.config = TrainConfig(optim=OptimConfig(crf_learning_rate=1.0))
+    wrong = [(image, torch.where(label < 3, (label + 1) % 3, label)) for image, label in loader()]
+    images, labels = (torch.cat(part) for part in zip(*wrong, strict=True))
+    harm = t.run_stage(crf_stage(4), DataLoader(TensorDataset(images, labels), 4), val)
+    start = evaluate(t.model, val).crf
+    assert start is not None
+    assert t.best_miou == pytest.approx(start.scores.miou, abs=1e-6)
+    assert max(harm["val_miou"]) < t.best_miou
+    assert not moved(t.model, before)
+    assert "stage2 reached" in caplog.text
+    again = trainer(output_dir=tmp_path)
+    again.run_stage(unary_stage(6), loader(), val, resume=True)
+    again.run_stage(crf_stage(4), loader(), val, resume=True)
+    assert not moved(again.model, before)
+    assert again.best_miou == t.best_miou
 
 
 def test_errors(tmp_path: Path) -> None:

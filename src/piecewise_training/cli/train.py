@@ -103,9 +103,8 @@ def run(
         console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)
         history = trainer.run_stage(stage, batches[stage.images], val_batches, resume=resume)
         minutes = sum(history["seconds"]) / 60
-        console.print(
-            f"best validation mIoU {100 * max(history['val_miou']):.1f} % after {minutes:.1f} min", highlight=False
-        )
+        assert trainer.best_miou is not None  # there is a validation set
+        console.print(f"validation mIoU {100 * trainer.best_miou:.1f} % after {minutes:.1f} min", highlight=False)
         titles[stage.name] = stage.title
         if group.first:
             results |= tables.evaluate_stage(trainer, stage.name, val_batches)

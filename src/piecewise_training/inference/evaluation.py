@@ -100,6 +100,8 @@ def evaluate(
     unary, context, crf = (_Tally(model.num_classes, device) for _ in range(3))
     with torch.inference_mode():  # not around the model's move: its parameters could not be trained afterwards
         for image, target in batches:
+            if not unary.images:  # what is compiled or looked up once is not the time of an image
+                model.refine(image[:1].to(device), *score(model, image[:1].to(device), how))
             _evaluate_batch(model, image.to(device), target.to(device), how, (unary, context, crf))
     if not unary.images:
         raise ValueError("`batches` holds no image to evaluate on.")

@@ -111,6 +111,11 @@ class PiecewiseTrainer:
         self._weight: Tensor | None = None
         self._judged: tuple[str, float, dict[str, Tensor]] | None = None  # the last stage's judge, mIoU and weights
 
+    @property
+    def best_miou(self) -> float | None:
+        """The validation mIoU of the weights that the last stage has left; None without a validation set."""
+        return None if self._judged is None else self._judged[1]
+
     def train_piecewise(
         self,
         train_loader: Loader,
@@ -205,7 +210,6 @@ class PiecewiseTrainer:
                 there is nowhere to resume from.
         """
         self._check(stage, val_loader, resume)
-        start = self._known_miou(stage)
         self.group.join(self.device)
         with tempfile.TemporaryDirectory() as scratch, _restored_gradients(self.model):
             folder = (self.output_dir or Path(self.group.share(scratch))) / "checkpoints" / stage.name
@@ -213,6 +217,7 @@ class PiecewiseTrainer:
             if not resume and self.group.first:
                 shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left must not pass for this one's
             self.group.wait()
+            start = self._starting_miou(stage, folder, val_loader, resume)
             if resume and finished.is_file():
                 history: StageHistory = json.loads(finished.read_text())
                 epochs = len(history["seconds"])
@@ -306,7 +311,7 @@ class PiecewiseTrainer:
         if self.progress:
             callbacks.append(ProgressBar())
         return lightning.Trainer(
-            accelerator={"cuda": "gpu"}.get(self.device.type, self.device.type),
+            accelerator=_accelerator(self.device),
             use_distributed_sampler=False,  # the loaders are shares already
             max_epochs=stage.epochs,
             precision=self._precision,
@@ -348,6 +353,41 @@ class PiecewiseTrainer:
             self._weight = class_weights(*counts, self.config.class_weights)
         return self._weight
 
+    def _starting_miou(self, stage: Stage, folder: Path, val_loader: Loader | None, resume: bool) -> float | None:
+        """The validation mIoU of the weights that a stage begins with; that under a CRF is measured if need be.
+
+        Of an unary network it is not: that mostly begins with random weights.
+        """
+        known = self._known_miou(stage)
+        if known is not None or val_loader is None or stage.judged_by != "crf":
+            return known
+        begun = folder / "begun.json"
+        if resume and begun.is_file():
+            miou = float(json.loads(begun.read_text())["val_miou"])
+        else:
+            with _quiet(), _restored_gradients(self.model):
+                trainer = lightning.Trainer(
+                    accelerator=_accelerator(self.device),
+                    use_distributed_sampler=False,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    **self._devices(),
+                )
+                module = StageModule(self.model, stage, self.config)
+                found = trainer.validate(module, self.group.validation_share(val_loader), verbose=False)
+            miou = float(found[0]["val_miou"])
+            if self.group.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_write(begun) as temporary:
+                    temporary.write_text(json.dumps({"val_miou": miou}))
+        self._judged = (stage.judged_by, miou, self._weights())
+        return miou
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
     def _known_miou(self, stage: Stage) -> float | None:
         """The validation mIoU of the weights that a stage begins with, if an earlier one was judged by the same."""
         if self._judged is None:
@@ -373,8 +413,7 @@ class PiecewiseTrainer:
             if self.group.first:
                 with atomic_write(folder / "best.ckpt") as temporary:
                     torch.save({"state_dict": {_PREFIX + k: v for k, v in self._judged[2].items()}}, temporary)
-        state = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        self._judged = (stage.judged_by, best, state)
+        self._judged = (stage.judged_by, best, self._weights())
 
     def _load_best(self, folder: Path) -> None:
         best = folder / "best.ckpt"
@@ -427,6 +466,11 @@ def best_device(name: str | torch.device) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _accelerator(device: torch.device) -> str:
+    """Lightning's name of a kind of device."""
+    return {"cuda": "gpu"}.get(device.type, device.type)
 
 
 def _precision(precision: str, device: torch.device) -> Any:
