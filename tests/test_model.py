@@ -138,7 +138,7 @@ def test_load_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the run in .* is not finished .* --resume goes on with it"):
         PiecewiseTrainedModel.load(tmp_path / "run")
     path = tmp_path / "model.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"no model at .*model.safetensors: `path` must be a file written by"):
+    with pytest.raises(FileNotFoundError, match=r"there is no model .*model.safetensors: name the folder of"):
         PiecewiseTrainedModel.load(path)
     path.write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"model.safetensors is no safetensors file"):

@@ -243,7 +243,9 @@ class PiecewiseTrainedModel(nn.Module):
                     f"piecewise train --output {folder} --resume goes on with it."
                 )
         if not path.is_file():
-            raise FileNotFoundError(f"no model at {path}: `path` must be a file written by save, or a run's folder.")
+            raise FileNotFoundError(
+                f"there is no model {path}: name the folder of a run, or a file that `save` has written."
+            )
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}

@@ -47,6 +47,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--model.unray", "x"], "unrecognized arguments: --model.unray x. Did you mean model.unary?"),
         (["train", "--trainig.loss", "dice"], "Did you mean training.loss?"),
         (["train", "--resum"], "Did you mean resume?"),
+        (["train", "--training.seed", "5"], "Did you mean seed?"),
+        (["train", "--data.crop", "[384]"], r"data.crop must be a list of 2; got \[384\]."),
         (["train", "--zzzzzzz", "1"], "unrecognized arguments: --zzzzzzz 1.\nSee piecewise train --help."),
         (["data", "chek", "x"], "invalid choice: 'chek'.* Did you mean check?"),
         (["data", "check", "x", "--num_clases", "3"], "Did you mean num_classes?"),
@@ -86,8 +88,6 @@ def test_every_shipped_configuration_parses(path: Path) -> None:
 
 def test_faults_end_with_a_sentence_and_not_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "nowhere.jpg"]) == 1
-    assert capsys.readouterr().err == (
-        "piecewise predict: 'nowhere.jpg' names no file of the kind jpg, jpeg, png, webp, bmp, tif, tiff.\n"
-    )
+    assert capsys.readouterr().err == ("piecewise predict: there is no file or folder 'nowhere.jpg'.\n")
     with pytest.raises(FileNotFoundError):
         main(["--traceback", "predict", "nowhere.jpg"])

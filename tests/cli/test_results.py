@@ -11,12 +11,13 @@ import yaml
 from torch import nn
 
 from piecewise_training.cli import build_parser
-from piecewise_training.cli.results import build_model, crf_values
+from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes
 from piecewise_training.config import FeatMapConfig, KernelConfig, ModelConfig
 from piecewise_training.dataset import Classes
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import FeatMapNet, Relation, build_unary
 from piecewise_training.trainer import plan
+from tests.report.conftest import result
 
 SMALL = {"unary": "mobilenetv3_small_050", "pretrained": False}
 
@@ -32,15 +33,33 @@ def test_crf_of_any_kernels(tmp_path: Path) -> None:
         name: torch.tensor(value).log().exp().item()
         for name, value in {
             "pos_xy_std": 2.0, "pos_w": 1.0, "bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0, "bilateral_w": 1.5,
-            "bilateral2_xy_std": 60.0, "bilateral2_rgb_std": 12.0, "bilateral2_w": 1.0,
+            "bilateral2_xy_std": 60.0, "bilateral2_rgb_std": 12.0, "bilateral2_w": 1.0, "temperature": 1.0,
         }.items()
-    }  # fmt: skip
+    } | dict.fromkeys(("bias of class 0", "bias of class 1", "bias of class 2"), 0.0)  # fmt: skip
     assert model.crf is not None
+    costs = learned_costs(model)
+    assert [*costs] == ["pos", "bilateral"]  # Potts is not learned
+    assert costs["pos"][0] == [0.0, 1.0, 1.0]
     nn.init.normal_(model.crf.bilateral_compatibility)
     model.save(tmp_path / "model.safetensors")
     loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors")
     image = torch.randn(1, 3, 32, 48)
     assert torch.equal(loaded(image)[1], model(image)[1])
+
+
+def test_a_crf_that_harms_is_told() -> None:
+    """Nothing is said of one that does not."""
+    around = dict.fromkeys(("package", "torch", "device", "processor", "platform", "date"), "x")
+    good, bad = result(9), result(0)
+    assert good.scores.miou > bad.scores.miou
+    told = notes([], {}, around, {"unary alone": good, "+ CRF, default": bad, "+ CRF, learned": bad})
+    assert f"takes mIoU from {100 * good.scores.miou:.1f} to {100 * bad.scores.miou:.1f} here" in told[-1]
+    for results in (
+        {"unary alone": bad, "+ CRF, learned": good},
+        {"unary alone": good, "+ CRF, learned": bad, "joint, unary": bad, "joint, + CRF": good},
+        {"unary alone": good},
+    ):
+        assert len(notes([], {}, around, results)) == 3
 
 
 def test_usual_kernels_and_their_options() -> None:

@@ -101,6 +101,22 @@ def test_resolved_configuration_repeats_the_run(run: Path, tmp_path: Path) -> No
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
+def test_what_failed_before_it_began_is_begun_anew(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder in which nothing has been trained is not a run that could be lost."""
+    folder = tmp_path / "failed"
+    (folder / "logs").mkdir(parents=True)
+    (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    broken = ["--data.batch_size", "100000", "--data.workers", "0"]
+    assert main(["train", *TINY, *broken, "--output", str(folder)]) == 1
+    assert "already holds a run" not in capsys.readouterr().err
+    (folder / "checkpoints" / "stage1").mkdir(parents=True)
+    (folder / "checkpoints" / "stage1" / "last.ckpt").touch()
+    assert main(["train", *TINY, "--output", str(folder)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
 def test_an_earlier_run_is_not_lost(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "piecewise_model_final.pth").read_bytes()
     assert main(["train", *TINY, "--output", str(run)]) == 1

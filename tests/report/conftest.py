@@ -52,6 +52,7 @@ def record(tmp_path: Path) -> RunRecord:
         history={"stage1": history(3), "stage2": history(1)},
         titles={"stage1": "unary CNN", "stage2": "CRF, CNN fixed"},
         parameters=[Parameter("pos_xy_std", "px", 3.0, 4.25)],
+        costs={"pos": [[0.0, 1.5, 1.0], [1.0, -0.25, 1.0], [1.0, 1.0, 0.0]], "bilateral": [1.0, 1.75, 1.0]},
         configuration={"data": {"name": "camvid"}, "seed": 0},
         surroundings={"torch": "torch 2.6"},
         gallery=gallery,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from piecewise_training.report.charts import stages_chart
+from piecewise_training.report.charts import bands_chart, runs_chart, stages_chart
 
 TITLES = {"stage1": "unary CNN", "stage2": "CRF, CNN fixed", "stage3": "CNN and CRF"}
 
@@ -24,3 +24,23 @@ def test_titles_of_short_stages_stand_above_each_other() -> None:
     heights = heights_of_titles((45, 2, 6))
     assert heights["unary CNN"] == heights["CRF, CNN fixed"]
     assert heights["CNN and CRF"] < heights["CRF, CNN fixed"] - 8  # as high as a letter
+
+
+def looks(drawing: str) -> set[tuple[str, ...]]:
+    """The colours and dashes of a chart's marked lines."""
+    lines = re.findall(
+        r"fill: none;( stroke-dasharray: [^;]+;)?(?: stroke-dashoffset: [^;]+;)? stroke: (var[^;]+);", drawing
+    )
+    return {look for look in lines if look[1] not in ("var(--line)", "var(--muted)")}
+
+
+def test_many_lines_are_told_apart() -> None:
+    assert len(looks(bands_chart({f"run {n}": {"trimap_1": 0.1 * n, "trimap_2": 0.2} for n in range(1, 13)}))) == 12
+    assert len(looks(runs_chart({f"run {n}": {"stage1": {"val_miou": [0.1, 0.2]}} for n in range(12)}))) == 12
+
+
+def test_a_stroke_marks_the_end_of_a_stage() -> None:
+    """Of all but the last."""
+    stages = {"stage1": {"val_miou": [0.1, 0.2]}, "stage2": {"val_miou": [0.3]}}
+    whole, alone = runs_chart({"run": stages}), runs_chart({"run": {"stage1": stages["stage1"]}})
+    assert whole.count("<use ") - alone.count("<use ") == 2  # a point and the stroke

@@ -13,7 +13,7 @@ import pytest
 from piecewise_training.report import RunRecord, write_page
 from tests.report.conftest import result
 
-EMPTY = {"meta", "link", "img", "br", "hr", "path", "use"}
+EMPTY = {"meta", "link", "img", "br", "hr", "input", "path", "use"}
 
 
 class Reader(HTMLParser):
@@ -74,7 +74,8 @@ def test_says_what_there_is(record: RunRecord, tmp_path: Path) -> None:
     text = "\n".join(reader.text)
     for expected in (
         "run & co", "unary alone", "+ CRF", "unary CNN", "CRF, CNN fixed", "<b>sky</b>", "absent", "best: c, 75.0 %",
-        "median: a", "worst: b", "pos_xy_std", "4.25", "px", "name: camvid", "torch 2.6", "1.5", "1.00",
+        "median: a", "worst: b", "pos_xy_std", "4.25", "px", "name: camvid", "torch 2.6", "1.5", "1.00", "1,007",
+        "Costs of labels beside each other, kernel pos", "-0.25", "What a class gains beside itself", "1.75",
     ):  # fmt: skip
         assert expected in text, expected
     assert "<b>sky" not in page
@@ -104,6 +105,11 @@ def test_several_runs(record: RunRecord, tmp_path: Path) -> None:
     assert "run & co (2)" in text
     assert "data.name" in text
     assert "seed" not in [line for line in reader.text if line == "seed"]
+    for expected in ("stage2", "1.5, 1.00", "4.25 px", "The report of run & co (1)"):
+        assert expected in text, expected
+    table = text[text.index("Step by step") : text.index("Training")]
+    assert table.count(f"{100 * record.results['unary alone'].scores.miou:.2f}") == 1
+    assert f"{100 * other.results['unary alone'].scores.miou:.2f}" in table
     assert not [reference for reference in reader.references if reference.startswith("data:image")]
 
 
@@ -123,6 +129,8 @@ def test_150_classes_stay_small(record: RunRecord, tmp_path: Path) -> None:
 
     confusion = torch.full((150, 150), 12345)
     big: Any = Result(scores_from_confusion(confusion), confusion, result(1).borders, 0.1)
-    many = dataclasses.replace(record, classes=Classes.numbered(150), results={"unary alone": big}, gallery=())
+    costs = {name: torch.rand(150, 150).tolist() for name in ("pos", "bilateral", "bilateral2")}
+    kind = {"classes": Classes.numbered(150), "results": {"unary alone": big}, "costs": costs}
+    many = dataclasses.replace(record, gallery=(), **kind)
     write_page(tmp_path / "report.html", {tmp_path: many})
     assert (tmp_path / "report.html").stat().st_size < 5e6

@@ -30,6 +30,8 @@ def find_files(inputs: Iterable[str], suffixes: Sequence[str], without: str = ""
             anchor = Path(path.anchor)
             several = path.iterdir() if path.is_dir() else anchor.glob(str(path.relative_to(anchor)))
             matches = sorted(match for match in several if _is_wanted(match, suffixes, without))
+        if not matches and not path.exists() and not set("*?[") & set(entry):
+            raise FileNotFoundError(f"there is no file or folder {entry!r}.")
         if not matches:
             raise FileNotFoundError(f"{entry!r} names no file of the kind {', '.join(s[1:] for s in suffixes)}.")
         for match in matches:

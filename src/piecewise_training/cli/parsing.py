@@ -73,6 +73,9 @@ def _sentence(message: str) -> str:
     """Jsonargparse's message in one sentence without the names of Python's types."""
     message = " ".join(message.replace("a typing.Literal[", "one of [").split()).rstrip(".")
     a_list = re.search(r'key "([\w.]+)": .*<class \'tuple\'>.*Given value: (.*)', message)
+    numbers = re.search(r'key "([\w.]+)": .*Expected a tuple with (\d+) elements.*Given value: (.*)', message)
+    if numbers:
+        return f"{numbers[1]} must be a list of {numbers[2]}; got {numbers[3]}"
     if a_list:
         return f'{a_list[1]} must be a list, as in --{a_list[1]} "[A,B]"; got {a_list[2]}'
     return message
@@ -90,6 +93,9 @@ def _nearest(message: str, names: Iterable[str]) -> str | None:
     if unknown is None:
         return None
     names = list(names)
+    misplaced = [name for name in names if name.split(".")[-1] == unknown.split(".")[-1]]
+    if misplaced:  # the right name under another heading, such as training.seed
+        return misplaced[0]
     known = {name.split(".")[-1]: name for name in names} | {name: name for name in names}
     near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         unknown.split(".")[-1], known, n=1, cutoff=0.6

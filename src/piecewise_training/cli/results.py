@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from piecewise_training import __version__
+from piecewise_training.cli import machine
 from piecewise_training.config import ContextConfig, InferenceConfig, ModelConfig
 from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
@@ -91,9 +90,17 @@ def save_model(model: PiecewiseTrainedModel, folder: Path) -> None:
 
 
 def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:
-    """The CRFs' weights and bandwidths by name, in pixels and grey levels; a relation's weight is relative."""
+    """The CRFs' numbers by name: weights, bandwidths in pixels and grey levels, the temperature and class biases.
+
+    A relation's weight is relative.
+    """
     assert model.crf is not None
     values = {name: float(value.detach()) for name, value in model.crf.kernel_parameters().items()}
+    if model.crf.log_temperature is not None:
+        values["temperature"] = float(model.crf.temperature.detach())
+    if model.crf.class_bias is not None:
+        names = [f"bias of {name}" for name in model.classes.names]
+        values |= dict(zip(names, model.crf.class_bias.tolist(), strict=True))
     if model.context is not None:
         factors = model.context.log_factors.detach().exp().tolist()
         names = [f"context_{relation.name}_w" for relation in model.context.relations]
@@ -111,24 +118,44 @@ def parameters(model: PiecewiseTrainedModel, start: Mapping[str, float]) -> list
     ]
 
 
-def notes(moved: Sequence[Parameter], history: Mapping[str, Any], surroundings: Mapping[str, str]) -> list[str]:
-    """How the CRF's parameters moved, how long the stages took, and on what, in words."""
-    parts = ", ".join(f"{p.name} {p.before:.2f} -> {p.after:.2f}" for p in moved)
+def learned_costs(model: PiecewiseTrainedModel) -> dict[str, list[Any]]:
+    """The costs of labels beside each other that the dense CRF has learned, by kernel."""
+    if model.crf is None:
+        return {}
+    costs = {name: getattr(model.crf, f"{name}_compatibility") for name in model.crf.kernels}
+    return {name: values.tolist() for name, values in costs.items() if values is not None}
+
+
+def notes(
+    moved: Sequence[Parameter],
+    history: Mapping[str, Any],
+    surroundings: Mapping[str, str],
+    results: Mapping[str, Result],
+) -> list[str]:
+    """How the CRF's weights and bandwidths moved, how long the stages took, and on what, in words.
+
+    And a warning where the CRF ends below the network that it refines.
+    """
+    parts = ", ".join(f"{p.name} {p.before:.2f} -> {p.after:.2f}" for p in moved if not p.name.startswith("bias of "))
     spent = ", ".join(f"{stage} {sum(values['seconds']) / 60:.1f} min" for stage, values in history.items())
-    return [f"CRF parameters: {parts}", f"Training time: {spent}", f"Made with {', '.join(surroundings.values())}"]
+    made = ", ".join(surroundings[key] for key in ("package", "torch", "device", "processor", "platform", "date"))
+    told = [f"CRF parameters: {parts}", f"Training time: {spent}", f"Made with {made}"]
+    for without, under in (("joint, unary", "joint, + CRF"), ("unary alone", "+ CRF, learned")):
+        if under in results:
+            before, after = (100 * results[name].scores.miou for name in (without, under))
+            if after < before:
+                told.append(
+                    f"The CRF takes mIoU from {before:.1f} to {after:.1f} here: the labels of the network alone are "
+                    "the better ones (`unary_labels` of a prediction). Train the network for longer before the CRF."
+                )
+            break
+    return told
 
 
 def surroundings(model: PiecewiseTrainedModel) -> dict[str, str]:
     """Versions, machine and date."""
     device = next(model.parameters()).device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return {
-        "package": f"piecewise-training {__version__}",
-        "torch": f"torch {torch.__version__}",
-        "device": where,
-        "platform": platform.platform(),
-        "date": datetime.date.today().isoformat(),
-    }
+    return machine.surroundings(device) | {"date": datetime.date.today().isoformat()}
 
 
 def write_results(
@@ -176,6 +203,7 @@ def write_results(
         history=history or {},
         titles=titles or {},
         parameters=moved,
+        costs=learned_costs(model),
         configuration=configuration,
         surroundings=surroundings(model),
         gallery=gallery,

@@ -114,7 +114,7 @@ def run(
     network.to(trainer.device)  # Lightning leaves it on the CPU
     tables.save_model(network, folder)
     moved = tables.parameters(network, start_values)
-    notes = tables.notes(moved, trainer.history, tables.surroundings(network))
+    notes = tables.notes(moved, trainer.history, tables.surroundings(network), results)
     tables.write_results(
         folder,
         network,
@@ -170,13 +170,18 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
             differs = "differ" if changed[1:] else "differs"
             raise ValueError(f"`resume` goes on with the run of {path}, but {' and '.join(changed)} {differs} from it.")
     elif path.is_file():
-        if not overwrite:
+        if not overwrite and _holds_work(folder):
             raise ValueError(
                 f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
                 "or another --output."
             )
     elif taken := [name for name in _FOLDERS if (folder / name).exists()]:
         raise ValueError(f"`output` {folder} holds {' and '.join(taken)}, but no run. Give a folder of its own.")
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether anything was trained in a run's folder; one that failed before its first epoch may be begun anew."""
+    return any((folder / "checkpoints").glob("*/*.ckpt")) or any(folder.glob("*.safetensors"))
 
 
 def _result(config: dict[str, Any], key: str) -> Any:

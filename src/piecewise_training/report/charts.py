@@ -25,6 +25,9 @@ _THEME = {
     "#2e7d32": "--green",
     "#9a3fb5": "--purple",
     "#0f8a8a": "--teal",
+    "#b3261e": "--red",
+    "#7a7a0f": "--olive",
+    "#c2408a": "--pink",
 }
 _INK, _MUTED, _LINE, *SERIES = _THEME
 _BLUE, _ORANGE = SERIES[:2]
@@ -75,8 +78,13 @@ def runs_chart(histories: Mapping[str, History]) -> str:
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (name, history) in enumerate(histories.items()):
-        miou = [100 * value for values in history.values() for value in values.get("val_miou", ())]
-        axis.plot(range(1, len(miou) + 1), miou, ".-", label=literal(name), color=_series(place), markersize=4)
+        stages = [[100 * value for value in values.get("val_miou", ())] for values in history.values()]
+        miou = [value for stage in stages for value in stage]
+        style = _style(place)
+        axis.plot(range(1, len(miou) + 1), miou, marker=".", label=literal(name), markersize=4, **style)
+        ends = np.cumsum([len(stage) for stage in stages])
+        ends = ends[(ends > 0) & (ends < len(miou))]
+        axis.plot(ends, [miou[end - 1] for end in ends], "|", color=style["color"], markersize=14)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finished(figure, axis, "epoch", "validation mIoU, %", "runs")
 
@@ -87,7 +95,8 @@ def bands_chart(borders: Mapping[str, Mapping[str, float]]) -> str:
     axis = figure.subplots()
     for place, (name, scores) in enumerate(borders.items()):
         bands = {int(key.removeprefix("trimap_")): 100 * value for key, value in scores.items() if "trimap" in key}
-        axis.plot([*bands], [*bands.values()], "o-", label=literal(name), color=_series(place), markersize=4)
+        style = _style(place)
+        axis.plot([*bands], [*bands.values()], marker="o", label=literal(name), markersize=4, **style)
     axis.set_xscale("log", base=2)
     axis.set_xticks([*bands], [str(band) for band in bands])
     return _finished(figure, axis, "distance from a true border, pixels", "mIoU within it, %", "bands")
@@ -117,8 +126,10 @@ def _free_line(ends: list[float], middle: float, width: float) -> int:
     return line
 
 
-def _series(place: int) -> str:
-    return SERIES[place % len(SERIES)]
+def _style(place: int) -> dict[str, Any]:
+    """The look of a line: where there are more of them than colours, dashes tell them apart."""
+    dashes = ("-", "--", ":", "-.")[place // len(SERIES) % 4]
+    return {"color": SERIES[place % len(SERIES)], "linestyle": dashes}
 
 
 def _finished(figure: Figure, axis: Axes, x: str, y: str, prefix: str) -> str:

@@ -23,9 +23,10 @@ _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A place of the confusion matrix: the share of the true class's pixels, and what a pointer on it is told."""
+    """A place of the confusion matrix: the share of the true class's pixels, their number, and both in words."""
 
     share: float
+    count: int
     told: str
 
 
@@ -54,6 +55,7 @@ def write_page(path: Path, runs: Mapping[Path, RunRecord]) -> None:
         title=names[0] if single else f"{len(runs)} runs compared",
         runs=shown,
         columns=_COLUMNS,
+        colours=[f"s{place + 1}" for place in range(len(charts.SERIES))],
         comparison=None if single else _comparison(names, list(runs.values())),
     )
     with atomic_write(path) as temporary:
@@ -79,9 +81,10 @@ def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> 
         "last": last,
         "gallery": _gallery(folder, run) if single else [],
         "parameters": run.parameters,
-        "costs": _costs(run),
+        "stage_costs": _costs(run),
         "configuration": yaml.safe_dump(dict(run.configuration), sort_keys=False) if run.configuration else "",
-        "surroundings": [(key, [value]) for key, value in run.surroundings.items()],
+        "surroundings": list(run.surroundings.items()),
+        "costs": {kernel: _learned(values, confused, run.classes.names) for kernel, values in run.costs.items()},
     }
 
 
@@ -122,8 +125,24 @@ def _confusion(result: Result, shown: Sequence[int], names: Sequence[str]) -> li
         counts = result.confusion[true].tolist()
         whole = sum(counts)
         told = f"of {whole:,} pixels of {names[true]} are called"
-        rows.append([Cell(100 * counts[k] / max(1, whole), f"{counts[k]:,} {told} {names[k]}") for k in shown])
+        shares = [100 * count / max(1, whole) for count in counts]
+        rows.append([Cell(shares[k], counts[k], f"{counts[k]:,} {told} {names[k]}") for k in shown])
     return rows
+
+
+def _learned(values: Sequence[Any], shown: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """A kernel's costs of labels as a table: of pairs (K, K), or what each class gains beside itself (K,)."""
+    pairs = isinstance(values[0], Sequence)
+    rows = [[values[a][b] for b in shown] if pairs else [values[a]] for a in shown]
+    largest = max(abs(value) for row in rows for value in row) or 1.0
+    cells = [[(value, 100 * abs(value) / largest) for value in row] for row in rows]
+    told = "What a label at a pixel costs beside another label; at the start 1, and 0 beside itself. Orange is a gain."
+    return {
+        "told": told if pairs else "What a class gains beside itself; at the start 1.",
+        "corner": "label \\ beside" if pairs else "label",
+        "heads": [names[k] for k in shown] if pairs else ["gain"],
+        "rows": [(names[k], row) for k, row in zip(shown, cells, strict=True)],
+    }
 
 
 def _gallery(folder: Path, run: RunRecord) -> list[dict[str, Any]]:
@@ -162,21 +181,43 @@ def _costs(run: RunRecord) -> list[tuple[str, list[str]]]:
 
 
 def _comparison(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """What the runs' last results have side by side, and what their configurations differ in."""
-    last = {name: list(run.results.values())[-1] for name, run in zip(names, runs, strict=True)}
-    trained = {name: run.history for name, run in zip(names, runs, strict=True) if run.history}
+    """What the runs' results and training have side by side, and what their configurations differ in."""
+    named = list(zip(names, runs, strict=True))
+    last = {name: list(run.results.values())[-1] for name, run in named}
+    trained = {name: run.history for name, run in named if run.history}
+    steps = list(dict.fromkeys(step for run in runs for step in run.results))
+    stages = list(dict.fromkeys(stage for run in runs for stage in run.history))
     flat = [dict(_flattened(run.configuration)) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     differing = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
     same = len({run.classes.names for run in runs}) == 1
+    learned = [{p.name: f"{p.after:.3g} {p.unit}".strip() for p in run.parameters} for run in runs]
+    parameters = list(dict.fromkeys(name for one in learned for name in one))
     return {
         "summary": summary(last),
+        "steps": steps,
+        "step_rows": [(name, [_miou(run.results.get(step)) for step in steps]) for name, run in named],
         "runs": charts.runs_chart(trained) if trained else "",
+        "stages": stages,
+        "costs": [(name, [_spent(run.history.get(stage)) for stage in stages]) for name, run in named if run.history],
         "bands": charts.bands_chart({name: result.borders for name, result in last.items()}),
         "classes": _classes(runs[0], last) if same else [],
+        "parameters": [(name, [one.get(name, "") for one in learned]) for name in parameters],
         "differences": [(key, [str(one.get(key, "")) for one in flat]) for key in differing],
         "names": list(names),
     }
+
+
+def _miou(result: Result | None) -> str:
+    return "" if result is None else f"{100 * result.scores.miou:.2f}"
+
+
+def _spent(values: Mapping[str, Sequence[float]] | None) -> str:
+    """The minutes and the memory of a stage."""
+    if values is None or not values.get("seconds"):
+        return ""
+    memory = f", {max(values['peak_bytes']) / 2**30:.2f}" if values.get("peak_bytes") else ""
+    return f"{sum(values['seconds']) / 60:.1f}{memory}"
 
 
 def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from piecewise_training.report.gallery import Shown
 from piecewise_training.writing import atomic_write
 
 RECORD_FILE = "results.json"
+"""The file of a run's folder that `RunRecord.save` writes and `RunRecord.load` reads."""
 _FORMAT = "piecewise-training results 1"
 
 
@@ -48,6 +49,7 @@ class RunRecord:
         history: by stage and quantity, a value for each epoch; empty if nothing was trained.
         titles: what each stage trained.
         parameters: of the CRF.
+        costs: of labels beside each other that the CRF has learned, (K, K) or (K,) by kernel.
         configuration: of the run, as nested mappings.
         surroundings: versions, machine and date, in words.
         gallery: images to show.
@@ -59,6 +61,7 @@ class RunRecord:
     history: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     titles: Mapping[str, str] = field(default_factory=dict)
     parameters: Sequence[Parameter] = ()
+    costs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     surroundings: Mapping[str, str] = field(default_factory=dict)
     gallery: Sequence[Shown] = ()
@@ -73,6 +76,7 @@ class RunRecord:
             "history": {stage: dict(values) for stage, values in self.history.items()},
             "titles": dict(self.titles),
             "parameters": [asdict(parameter) for parameter in self.parameters],
+            "costs": dict(self.costs),
             "configuration": dict(self.configuration),
             "surroundings": dict(self.surroundings),
             "gallery": [asdict(shown) for shown in self.gallery],
@@ -108,6 +112,7 @@ class RunRecord:
             history=content["history"],
             titles=content["titles"],
             parameters=[Parameter(**values) for values in content["parameters"]],
+            costs=content.get("costs", {}),  # runs of before have none
             configuration=content["configuration"],
             surroundings=content["surroundings"],
             gallery=[Shown(**values) for values in content["gallery"]],

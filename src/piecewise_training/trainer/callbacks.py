@@ -47,7 +47,10 @@ class History(lightning.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the version number of its logger."""
+    """Lightning's bar without the version number of its logger, and with epochs that count from 1."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         """What stands beside the bar."""
