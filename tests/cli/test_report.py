@@ -33,6 +33,7 @@ def test_of_several(record: RunRecord, tmp_path: Path, monkeypatch: pytest.Monke
 def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([str(tmp_path)], "there is no results.json"),
+        ([str(tmp_path / "missing")], "missing: name that of a finished run"),
         ([str(tmp_path), str(tmp_path)], "`runs` names a folder twice"),
         ([str(tmp_path), "--output", "page.pdf"], "`output` must be the name of an .html file; got page.pdf"),
     ):

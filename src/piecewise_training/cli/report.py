@@ -12,9 +12,13 @@ def run(runs: list[str], output: str | None = None) -> None:
         runs: folders of finished runs of piecewise train or evaluate
         output: the page; report.html in the run's folder, or of several runs in this one
     """
+    folders = [Path(run) for run in runs]
+    for folder in folders:
+        if not folder.is_dir():  # before the imports, which take seconds
+            raise FileNotFoundError(f"there is no folder {folder}: name that of a finished run.")
+
     from piecewise_training.report import RunRecord, write_page
 
-    folders = [Path(run) for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("`runs` names a folder twice.")
     page = Path(output) if output else (folders[0] if len(folders) == 1 else Path()) / "report.html"
