@@ -16,16 +16,37 @@ def write(folder: Path) -> None:
     """Writes all of them into a folder."""
     folder.mkdir(exist_ok=True)
     for name, figure in (("potentials", potentials()), ("stages", stages())):
-        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
+        figure.savefig(folder / f"{name}.svg", transparent=True, metadata={"Date": None})
+
+
+def _card(width: float, height: float) -> Figure:
+    """A light card with a thin border, which can be read on light and on dark pages, as narrow as a phone."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    corners = "round,pad=0,rounding_size=0.12"
+    inches = figure.dpi_scale_trans
+    figure.add_artist(
+        FancyBboxPatch(
+            (0.02, 0.02),
+            width - 0.04,
+            height - 0.04,
+            corners,
+            facecolor="white",
+            edgecolor=GREY,
+            transform=inches,
+            zorder=-1,
+        )
+    )
+    return figure
 
 
 def potentials() -> Figure:
     """Which places the two CRFs couple: all pixels, and a place of the feature map with those around and above it."""
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    titles = ("dense CRF: every two pixels", "contextual CRF: surrounding", "contextual CRF: above / below")
+    figure = _card(5.2, 2.1)
+    titles = ("dense CRF:\nevery two pixels", "contextual CRF:\nsurrounding", "contextual CRF:\nabove / below")
     node = (-1, -1)
     for axis, title in zip(figure.subplots(1, 3), titles, strict=True):
-        axis.set_title(title, fontsize=9, color=INK)
+        axis.set_title(title, fontsize=10, color=INK)
         axis.set_aspect("equal")
         axis.axis("off")
         axis.set_xlim(-0.7, 6.7)
@@ -50,33 +71,32 @@ def potentials() -> Figure:
 
 def stages() -> Figure:
     """What each stage trains, what it keeps fixed, and what it minimises."""
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    figure = _card(4.6, 3.2)
     axis = figure.subplots()
     axis.axis("off")
-    axis.set_xlim(0, 11.2)
-    axis.set_ylim(-0.1, 3.3)
+    axis.set_xlim(0, 4.3)
+    axis.set_ylim(-0.1, 2.9)
     rows = (
         ("1. unary CNN", True, False, "softmax of each pixel"),
         ("2. CRF, CNN fixed", False, True, "marginals of the CRF"),
-        ("3. CNN and CRF", True, True, "both, at a tenth of the rates"),
+        ("3. CNN and CRF", True, True, "both, at a tenth\nof the rates"),
     )
     for row, (title, trains_cnn, trains_crf, loss) in enumerate(rows):
-        y = 2.55 - 1.1 * row
-        axis.text(0, y, title, fontsize=9, color=INK, va="center")
-        _box(axis, 2.6, y, "CNN", BLUE if trains_cnn else GREY)
-        _box(axis, 5.0, y, "CRF", (BLUE if trains_crf else GREY) if row else PALE)
-        _arrow(axis, 3.95, y)
-        _arrow(axis, 6.35, y)
-        axis.text(7.3, y, loss, fontsize=9, color=INK, va="center")
+        y = 2.2 - row
+        axis.text(0, y + 0.5, title, fontsize=10, color=INK, va="center", weight="bold")
+        _box(axis, 0.05, y, "CNN", BLUE if trains_cnn else GREY)
+        _arrow(axis, 0.85, y)
+        _box(axis, 1.35, y, "CRF", (BLUE if trains_crf else GREY) if row else PALE)
+        _arrow(axis, 2.15, y)
+        axis.text(2.65, y, loss, fontsize=10, color=INK, va="center")
     return figure
 
 
 def _box(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axis.add_patch(
-        FancyBboxPatch((x, y - 0.3), 1.3, 0.6, "round,pad=0.02,rounding_size=0.08", facecolor=colour, edgecolor=GREY)
-    )
-    axis.text(x + 0.65, y, text, color=INK if colour == PALE else "white", fontsize=9, ha="center", va="center")
+    shape = "round,pad=0,rounding_size=0.08"
+    axis.add_patch(FancyBboxPatch((x, y - 0.22), 0.72, 0.44, shape, facecolor=colour, edgecolor=GREY))
+    axis.text(x + 0.36, y, text, color=INK if colour == PALE else "white", fontsize=10, ha="center", va="center")
 
 
 def _arrow(axis: Axes, x: float, y: float) -> None:
-    axis.add_patch(FancyArrowPatch((x, y), (x + 1.0, y), arrowstyle="-|>", mutation_scale=12, color=INK))
+    axis.add_patch(FancyArrowPatch((x, y), (x + 0.42, y), arrowstyle="-|>", mutation_scale=12, color=INK))

@@ -1,37 +1,146 @@
-"""Every Python block of the documentation runs, one after the other on each page."""
+"""Every block of the documentation is tried: Python runs, YAML and commands are understood; and no name is missing."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
 
+import piecewise_training
 from piecewise_training.cli import build_parser
+from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer import PiecewiseTrainer
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDES = [path for path in sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")]) if "```python" in path.read_text()]
+README = DOCS.parent / "README.md"
+sys.path.insert(0, str(DOCS))
+import reference  # noqa: E402
+
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("guides/*.md")])
+PYDENSECRF = {
+    *("DenseCRF", "DenseCRF2D", "CONST_KERNEL", "DIAG_KERNEL", "FULL_KERNEL"),
+    *("NO_NORMALIZATION", "NORMALIZE_BEFORE", "NORMALIZE_AFTER", "NORMALIZE_SYMMETRIC"),
+}
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
-def test_code_runs(guide: Path) -> None:
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL))
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(page: Path, names: dict[str, Any]) -> None:
+    """Runs the Python blocks of a page, one after the other, among names that are already there."""
+    code = "\n".join(blocks(page, "python"))
     if "import onnxruntime" in code:
         pytest.importorskip("onnxruntime")
-    exec(compile(code, guide.name, "exec"), {"__name__": guide.stem})
+    exec(compile(code, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_code_runs(page: Path) -> None:
+    run(page, {"__name__": page.stem})
+
+
+class MyNet(nn.Module):
+    """A network of one's own, as the README calls it."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, num_classes, 3, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layer(image)
+
+
+def few_scenes() -> DataLoader[Any]:
+    """Two small scenes of at most 5 classes."""
+    return DataLoader([(image, label % 5) for image, label in SyntheticDataset(2, image_size=(32, 48))], batch_size=2)
+
+
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among what its text takes for granted: a run, an image, a network, loaders and score maps."""
+    monkeypatch.chdir(tmp_path)
+    # The README takes the default numbers of epochs, more than thirty in all.
+    monkeypatch.setattr(PiecewiseTrainer.train_piecewise, "__defaults__", (1, 1, 1, None))
+    model = PiecewiseTrainedModel(5, unary="mobilenetv3_small_050", pretrained=False)
+    Path("runs/mine").mkdir(parents=True)
+    model.save("runs/mine/piecewise_model_final.safetensors")
+    names: dict[str, Any] = {
+        "__name__": "readme",
+        "pil_image": Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)),
+        "MyNet": MyNet,
+        "train_loader": few_scenes(),
+        "val_loader": few_scenes(),
+        "logits": torch.randn(2, 4, 24, 32),
+        "image": torch.rand(2, 3, 24, 32) * 255,
+    }
+    run(README, names)
+    assert names["prediction"].labels.shape == (48, 64)
+    assert list(names["history"]) == ["stage1", "stage2", "stage3"]
+    assert names["labels"].shape == (2, 24, 32)
 
 
 def commands() -> list[str]:
-    """Every piecewise command in a shell block of the documentation and the README."""
-    found = []
-    for path in [DOCS.parent / "README.md", *DOCS.glob("**/*.md")]:
-        for block in re.findall(r"^```(?:ba)?sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
-            lines = re.split(r"\n|&&", block.replace("\\\n", " "))
-            found += [line.strip() for line in lines if line.strip().startswith("piecewise ")]
-    return sorted(set(found))
+    """The arguments of every piecewise command in a shell block, by that name or as a module under torchrun."""
+    found = set()
+    for page in [README, *DOCS.glob("**/*.md")]:
+        for block in blocks(page, "(?:ba)?sh"):
+            for line in re.split(r"\n|&&", block.replace("\\\n", " ")):
+                if called := re.match(r"\s*(?:piecewise|torchrun .* -m piecewise_training) (.*)", line):
+                    found.add(" ".join(called[1].split()))
+    return sorted(found)
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_are_understood(command: str) -> None:
-    build_parser().parse_args(shlex.split(command, comments=True)[1:])
+def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("{}")  # a configuration that a command names
+    build_parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_commands_of_torchrun_are_found() -> None:
+    assert "train --config run.yaml --output /shared/runs/voc" in commands()
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, id=page.stem) for page in [README, *PAGES] for text in blocks(page, "yaml")]
+)
+def test_configurations_are_understood(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    parser = build_parser()
+    parser.instantiate(parser.parse_args(["train", "--config", str(file)]))
+
+
+def test_no_public_name_is_forgotten() -> None:
+    pages = {name: reference.module_page(name, title) for name, title in reference.PACKAGES.items()}
+    inner = [found.name for found in pkgutil.iter_modules(piecewise_training.__path__) if found.name != "__main__"]
+    for name in ("piecewise_training", *(f"piecewise_training.{one}" for one in inner)):
+        module = importlib.import_module(name)
+        if hasattr(module, "__all__"):
+            short = name.removeprefix("piecewise_training").lstrip(".")
+            page = pages[short] if short else reference.package_page()
+            shown = set(re.findall(r"^(?:\.\. [\w:]+ [\w.]+\.|``)(\w+)", page, re.MULTILINE))
+            assert set(module.__all__) <= shown, name
+    for own, names in {"pydensecrf.densecrf": PYDENSECRF, "dataset.download": {"download"}}.items():
+        assert all(f" piecewise_training.{own}.{name}\n" in pages[own] for name in names)
+
+
+def test_links_of_names_lead_somewhere() -> None:
+    pages = [reference.package_page(), *(reference.module_page(name, "") for name in reference.PACKAGES)]
+    described = {name for page in pages for name in re.findall(r"^\.\. [\w:]+ ([\w.]+)$", page, re.MULTILINE)}
+    links = {name for page in pages for name in re.findall(r":py:obj:`([\w.]+)`", page)}
+    assert links
+    assert links <= described

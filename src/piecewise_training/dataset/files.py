@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID = 255
+"""The label of pixels that count in no loss and no measure."""
 
 # Grey PNG files of fewer than 8 bits: Pillow stretches their values to 0..255, which would scramble class indices.
 _STRETCH = {"L;2": 85, "L;4": 17}

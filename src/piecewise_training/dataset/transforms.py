@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import functional
 from piecewise_training.dataset.files import VOID
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Of red, green and blue in [0, 1]: what `normalise` takes off."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1]: what `normalise` divides by."""
 
 
 def resize(value: Any, size: tuple[int, int]) -> Any:

@@ -39,7 +39,9 @@ class NormalizationType(IntEnum):
 
 
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+"""For the argument `kernel`, by pydensecrf's name."""
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
+"""For the argument `normalization`, by pydensecrf's name."""
 _NORMALIZATIONS: tuple[Normalization, ...] = ("none", "before", "after", "symmetric")
 
 
