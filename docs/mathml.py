@@ -20,5 +20,6 @@ def _inline(translator: Any, node: nodes.math) -> None:
 
 
 def _block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="math" style="overflow: auto hidden">{formula}</div>')  # wider than a phone
     raise nodes.SkipNode
