@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,15 +50,29 @@ def test_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_masks(tmp_path: Path) -> None:
-    labels = np.array([[0, 1], [2, 9]], np.uint8)
+    labels = np.array([[0, 1], [2, 255]], np.uint8)
     Image.fromarray(labels).save(tmp_path / "m.png")
     assert refining.read_mask(tmp_path / "m.png", (4, 4), 3)[::2, ::2].tolist() == [[0, 1], [2, 255]]
     Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
     with pytest.raises(ValueError, match=r"^rgb.png is a colour image \(RGB\), not one of class indices"):
         refining.read_mask(tmp_path / "rgb.png", (4, 4), 3)
-    Image.new("L", (4, 4), 77).save(tmp_path / "void.png")
+    Image.new("L", (4, 4), 255).save(tmp_path / "void.png")
     with pytest.raises(ValueError, match="void.png holds no label from 0 to 2"):
         refining.read_mask(tmp_path / "void.png", (4, 4), 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [([3], "the value 3"), ([9, 77], "the values 9, 77"), (range(3, 11), "the values 3, 4, 5, 6, 7 and 3 more")],
+)
+def test_masks_of_other_values(tmp_path: Path, values: Sequence[int], told: str) -> None:
+    """Even a single pixel, which the image's smaller size might leave out."""
+    labels = np.zeros((16, 16), np.uint8)
+    labels[1, : len(values)] = values
+    Image.fromarray(labels).save(tmp_path / "m.png")
+    expected = f"m.png holds {told}, but labels go from 0 to 2, and 255 is void. Map what is no label to 255."
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        refining.read_mask(tmp_path / "m.png", (4, 4), 3)
 
 
 def test_strokes() -> None:
@@ -87,19 +103,29 @@ def test_sliders_are_the_crfs_parameters() -> None:
 
 
 def test_what_changed() -> None:
-    image = refining.drawn_image(1)[:40, :50]
+    """Void is filled in, which is no change; specks of another class in a region are changed to its own."""
+    image = np.full((40, 50, 3), 90, np.uint8)
     labels = np.full((40, 50), 255, np.uint8)
-    labels[:20, 10:14], labels[25:, 30:34] = 0, 1
-    scene = refining.scene_of_labels(image, labels, 3, 0.9)
-    crf = refining.adjusted(DenseCRF(3, compatibility="potts"), {}, 1.0, 5)
-    refined = refining.refine_scene(scene, crf, CLASSES)
-    with torch.inference_mode():
-        after = crf(torch.from_numpy(scene.scores)[None], torch.from_numpy(image).permute(2, 0, 1)[None])[0].argmax(0)
-    differs = after.numpy() != labels
-    assert refined.share == differs.mean()
-    assert (refined.changed[differs] == (217, 48, 37)).all()
+    labels[:20, 10:18] = 0
+    labels[9:11, 13:14], labels[2:11:2, 11], labels[13:18, 12:15] = 1, 1, 1
+    scene = refining.scene_of_labels(image, labels, 3, 0.6)
+    refined = refining.refine_scene(scene, DenseCRF(3, compatibility="potts"), CLASSES)
+    red = (refined.changed == (217, 48, 37)).all(-1)
+    np.testing.assert_array_equal(red, labels == 1)
+    assert refined.share == (labels == 1).sum() / (labels != 255).sum()
+    assert refined.void == (labels == 255).mean()
     assert refined.before.shape == refined.after.shape == (40, 50, 3)
     assert refined.seconds > 0
+
+
+def test_summary() -> None:
+    picture = np.zeros((1, 1, 3), np.uint8)
+    whole = refining.Refined(picture, picture, picture, share=0.0312, void=0.0, seconds=0.04)
+    assert refining.summary(whole) == "**3.1 %** of the pixels changed, in **40 ms**."
+    line = refining.summary(replace(whole, void=0.955))
+    assert line == (
+        "**3.1 %** of the labelled pixels changed, in **40 ms**. Void, **95.5 %** of the image, was filled in."
+    )
 
 
 def test_masks_of_another_shape(tmp_path: Path) -> None:

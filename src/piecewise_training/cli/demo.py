@@ -30,7 +30,8 @@ def run(
     except ImportError as error:
         raise ValueError('piecewise demo needs Gradio: pip install "piecewise-training[demo]".') from error
 
-    from piecewise_training.demo.page import LARGEST_FILE, build_page, theme
+    from piecewise_training.demo.page import LARGEST_FILE, build_page
+    from piecewise_training.demo.parts import STYLE, theme
     from piecewise_training.model import PiecewiseTrainedModel
     from piecewise_training.trainer import best_device
 
@@ -47,6 +48,7 @@ def run(
             ssr_mode=False,
             footer_links=[],
             theme=theme(),
+            css=STYLE,
             prevent_thread_lock=True,
         )
     except OSError as error:

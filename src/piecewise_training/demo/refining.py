@@ -48,8 +48,9 @@ class Refined:
     Attributes:
         before: the image under its labels without the CRF.
         after: the image under the CRF's labels.
-        changed: the image in grey, in red where the two differ.
-        share: of pixels that differ.
+        changed: the image in grey, in red where a label became another.
+        share: of the pixels with a label that got another.
+        void: share of pixels that had no label before.
         seconds: that the CRF took.
     """
 
@@ -57,6 +58,7 @@ class Refined:
     after: np.ndarray
     changed: np.ndarray
     share: float
+    void: float
     seconds: float
 
 
@@ -86,10 +88,11 @@ def _opened(path: str | Path, wanted: str) -> Iterator[Image.Image]:
 
 
 def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
-    """A mask of a file as labels (H, W) of an image's size; a pixel that is no class is void.
+    """A mask of a file as labels (H, W) of an image's size.
 
     Raises:
-        ValueError: the file is no image of class indices, is too large or of another shape, or holds no class at all.
+        ValueError: the file is no image of class indices, is too large or of another shape, holds a value that is
+            neither a class nor void, or no class at all.
     """
     name = Path(path).name
     with _opened(path, "a PNG of class indices"):
@@ -100,8 +103,14 @@ def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.n
         raise ValueError(str(error).replace(f"label {path}", name)) from error
     if abs(whole.shape[0] * size[1] - whole.shape[1] * size[0]) > max(*whole.shape, *size):
         raise ValueError(f"{name} is {whole.shape[1]} x {whole.shape[0]}, the image {size[1]} x {size[0]}.")
+    wrong = np.unique(whole[(whole >= num_classes) & (whole != VOID)])
+    if wrong.size:
+        found = ", ".join(map(str, wrong[:5])) + (f" and {wrong.size - 5} more" if wrong.size > 5 else "")
+        raise ValueError(
+            f"{name} holds the value{'s' if wrong.size > 1 else ''} {found}, but labels go from 0 to "
+            f"{num_classes - 1}, and {VOID} is void. Map what is no label to {VOID}."
+        )
     labels = np.array(Image.fromarray(whole).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    labels = np.where(labels < num_classes, labels, VOID).astype(np.uint8)
     if (labels == VOID).all():
         raise ValueError(f"{name} holds no label from 0 to {num_classes - 1}.")
     return labels
@@ -153,12 +162,28 @@ def refine_scene(scene: Scene, crf: DenseCRF, classes: Classes) -> Refined:
     with torch.inference_mode():
         labels = crf(torch.from_numpy(scene.scores)[None], image)[0].argmax(0).numpy().astype(np.uint8)
     seconds = time.perf_counter() - start
-    differs = labels != scene.before
+    known = scene.before != VOID
+    differs = known & (labels != scene.before)
     grey = scene.image.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
     return Refined(
         before=overlay(scene.image, scene.before, classes),
         after=overlay(scene.image, labels, classes),
         changed=np.where(differs[..., None], _CHANGED, grey // 2 + 96),
-        share=float(differs.mean()),
+        share=float(differs.sum() / max(1, known.sum())),
+        void=float(1 - known.mean()),
         seconds=seconds,
     )
+
+
+def summary(refined: Refined) -> str:
+    """A line of Markdown that tells what changed, and how much was void."""
+    whose = "labelled pixels" if refined.void else "pixels"
+    line = f"**{100 * refined.share:.1f} %** of the {whose} changed, in **{1000 * refined.seconds:.0f} ms**."
+    return line + f" Void, **{100 * refined.void:.1f} %** of the image, was filled in." if refined.void else line
+
+
+def warm_up(crf: DenseCRF, classes: Classes) -> None:
+    """Refines a small scene, so that no answer's time is that of kernels that are compiled or loaded."""
+    image = drawn_image(0)[:32, :48]
+    labels = np.zeros(image.shape[:2], np.uint8)
+    refine_scene(scene_of_labels(image, labels, len(classes), 0.9), adjusted(crf, {}, 1.0, 2), classes)
