@@ -212,6 +212,7 @@ def test_cleared(page: Any, address: tuple[str, str], files: Path) -> None:
     wait_for_nothing(page)
 
 
+@pytest.mark.parametrize("address", ["model"], indirect=True)  # the same on both pages
 def test_numbers_that_no_slider_has(page: Any, address: tuple[str, str]) -> None:
     draw_example(page, address[0])
     for number in ("", "99"):
@@ -237,6 +238,7 @@ def test_phone(page: Any, address: tuple[str, str]) -> None:
     assert page.locator("#legend").bounding_box()["width"] <= 390
 
 
+@pytest.mark.parametrize("address", ["model"], indirect=True)  # the same on both pages
 def test_too_large_a_file(page: Any, address: tuple[str, str], allowed: list[str], tmp_path: Path) -> None:
     """Gradio's page refuses the file before it is sent, and logs so itself.
 
