@@ -412,6 +412,8 @@ def test_a_first_crf_stage_that_only_harms_is_undone(tmp_path: Path, caplog: pyt
     again.run_stage(crf_stage(4), loader(), val, resume=True)
     assert not moved(again.model, before)
     assert again.best_miou == t.best_miou
+    again.train_crf(loader(), 1)  # without validation
+    assert again.best_miou is None
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def command_parser(run: Command, **kwargs: Any) -> Parser:
 def _sentence(message: str) -> str:
     """Jsonargparse's message in one sentence without the names of Python's types."""
     message = " ".join(message.replace("a typing.Literal[", "one of [").split()).rstrip(".")
-    a_list = re.search(r'key "([\w.]+)": .*<class \'tuple\'>.*Given value: (.*)', message)
     numbers = re.search(r'key "([\w.]+)": .*Expected a tuple with (\d+) elements.*Given value: (.*)', message)
     if numbers:
         return f"{numbers[1]} must be a list of {numbers[2]}; got {numbers[3]}"
+    a_list = re.search(r'key "([\w.]+)": .*<class \'tuple\'>.*Given value: (.*)', message)
     if a_list:
         return f'{a_list[1]} must be a list, as in --{a_list[1]} "[A,B]"; got {a_list[2]}'
     return message

@@ -233,6 +233,8 @@ class PiecewiseTrainer:
             self.group.wait()  # all have read before anything is written over or removed
             if history["val_miou"]:
                 self._keep_the_better(stage, start, max(history["val_miou"]), folder)
+            else:
+                self._judged = None
             if self.output_dir is not None and self.group.first:
                 with atomic_write(finished) as temporary:
                     temporary.write_text(json.dumps(history))
@@ -356,7 +358,7 @@ class PiecewiseTrainer:
     def _starting_miou(self, stage: Stage, folder: Path, val_loader: Loader | None, resume: bool) -> float | None:
         """The validation mIoU of the weights that a stage begins with; that under a CRF is measured if need be.
 
-        Of an unary network it is not: that mostly begins with random weights.
+        That of the network alone is not: it mostly begins with random weights.
         """
         known = self._known_miou(stage)
         if known is not None or val_loader is None or stage.judged_by != "crf":
