@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import piecewise_training
-from piecewise_training.cli import build_parser
+from piecewise_training.cli import build_parser, main
 from piecewise_training.dataset import SyntheticDataset
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer
@@ -108,6 +109,55 @@ def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("{}")  # a configuration that a command names
     build_parser().parse_args(shlex.split(command, comments=True))
+
+
+ELSEWHERE = {
+    "demo": "a server; tests/demo runs it",
+    "demo --model runs/mine": "a server; tests/demo runs it",
+    "train": ".ci/run runs it",
+    "train --config run.yaml --output /shared/runs/voc": "on several machines; tests/trainer/test_together.py",
+    "train --data.name voc2012_aug --data.root /data --devices 4 --output runs/voc": "on four GPUs",
+}
+QUICK = [
+    *("--training.stage1_epochs", "1", "--training.stage2_epochs", "1", "--training.stage3_epochs", "1"),
+    *("--model.unary", "mobilenetv3_small_050", "--model.pretrained", "false"),
+    *("--data.batch_size", "4", "--data.workers", "0"),
+]
+
+
+@pytest.mark.slow
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in one folder, which has what they name; the training has one epoch of a small network a stage."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    scenes = SyntheticDataset(10, image_size=(64, 80))
+    folders = ("my_data/images", "my_data/labels", "other_data/images", "other_data/labels", "photos", "scores")
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+    for place in range(10):
+        image, label = scenes.read(place)
+        for root in ("my_data", "other_data"):
+            Image.fromarray(image).save(f"{root}/images/{place}.png")
+            Image.fromarray(label % 5).save(f"{root}/labels/{place}.png")
+    Image.fromarray(image).save("photos/new.png")
+    np.save("scores/new.npy", np.random.default_rng(0).standard_normal((5, 64, 80)).astype(np.float32))
+    waiting = [command for command in commands() if command not in ELSEWHERE]
+    assert set(ELSEWHERE) < set(commands())
+    for command in sorted(waiting, key=lambda command: not command.startswith("train")):  # the others need its run
+        if "runs/other" in command:
+            shutil.copytree("runs/mine", "runs/other")
+        arguments = shlex.split(command, comments=True)
+        assert main([*arguments, *(QUICK if arguments[0] == "train" else ())]) == 0, command
+    for left in (
+        "runs/mine/report.html",
+        "comparison.html",
+        "mine.onnx",
+        "averaged/report.html",
+        "elsewhere/report.html",
+    ):
+        assert Path(left).is_file()
+    assert [*Path("predictions").iterdir()]
+    assert [*Path("refined").iterdir()]
 
 
 def test_commands_of_torchrun_are_found() -> None:
