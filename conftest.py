@@ -2,4 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("gradio") else ["src/piecewise_training/demo/page.py"]
+_OF_GRADIO = [f"src/piecewise_training/demo/{name}.py" for name in ("page", "parts")]
+collect_ignore = [] if find_spec("gradio") else _OF_GRADIO
