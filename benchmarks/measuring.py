@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from piecewise_training import __version__
+from piecewise_training.cli.machine import processor
 from piecewise_training.inference import Result
 from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
 
@@ -81,7 +82,7 @@ def plain(result: Result) -> dict[str, Any]:
 def surroundings() -> dict[str, Any]:
     """Machine, versions, commit and day of a measurement."""
     return {
-        "machine": {"processor": _processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
+        "machine": {"processor": processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
         "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "command": f"python {' '.join(sys.argv)}",
         "commit": subprocess.getoutput("git rev-parse HEAD"),
@@ -94,8 +95,3 @@ def write_report(path: Path, report: dict[str, Any], table: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".txt").write_text(table + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -141,8 +141,16 @@ def test_watched_bits_do_not_depend_on_the_number_of_threads() -> None:
 @pytest.mark.parametrize("compatibility", ["potts", "class", "matrix"])
 @pytest.mark.parametrize("normalization", ["none", "before", "after", "symmetric"])
 def test_fast_gradients_are_those_of_double_precision(compatibility: str, normalization: Any) -> None:
+    compare_gradients((24, 29), compatibility, normalization)
+
+
+def test_fast_gradients_of_an_image_in_several_parts() -> None:
+    compare_gradients((230, 200), "matrix", "symmetric")
+
+
+def compare_gradients(size: tuple[int, int], compatibility: str, normalization: Any) -> None:
     """Of scores, weights, compatibilities and bandwidths through five updates, to 1e-4 of the largest of their kind."""
-    scores, image = scene(24, 29, 4)
+    scores, image = scene(*size, 4)
     target = scores.argmax(1).roll(2, 1)
     start = {"pos_xy_std": 2.0, "pos_w": 0.5, "bilateral_xy_std": 12.0, "bilateral_rgb_std": 20.0, "bilateral_w": 0.7}
     if normalization == "none":
