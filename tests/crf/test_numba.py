@@ -93,7 +93,7 @@ def test_gradients_are_those_of_the_reference(
     logits = 3 * torch.randn(batch, classes, pixels)
     gradient = torch.randn(batch, classes, pixels)
     log_q, kept = _numba.mean_field(terms["numba"], mixtures, logits, 3, grid, keep=True)
-    features = [torch.zeros(1, d, pixels) for d in dims]
+    features = [unit(torch.zeros(1, d, pixels)) for d in dims]
     to_logits, slopes = _numba.mean_field_gradients(kept, log_q, gradient, features)
 
     def leaf(value: torch.Tensor | None) -> torch.Tensor | None:
@@ -134,7 +134,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
             factor = _numba.normalizer(lattices, True)
             term = _reference.Normalized(lattices, factor, factor)
             log_q, kept = _numba.mean_field([term], [torch.eye(3)], logits, 3, (300, 200), keep=True)
-            to_logits, (slopes,) = _numba.mean_field_gradients(kept, log_q, logits, [features])
+            to_logits, (slopes,) = _numba.mean_field_gradients(kept, log_q, logits, [unit(features)])
             results.append([log_q, to_logits, *slopes])
     finally:
         torch.set_num_threads(threads)

@@ -213,7 +213,7 @@ def mean_field_gradients(
     states: Sequence[MeanField],
     log_q: Float[Tensor, "b k n"],
     gradient: Float[Tensor, "b k n"],
-    features: Sequence[Float[Tensor, "b d n"] | None],
+    features: Sequence[tuple[Float[Tensor, "b d n"], Float[Tensor, " d"]] | None],
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     """The gradients to the logits and to each term's mixture, factors before and after, and bandwidths.
 
@@ -221,16 +221,17 @@ def mean_field_gradients(
         states: what `mean_field` has kept.
         log_q: what it gave.
         gradient: that to log_q.
-        features: each term's in bandwidths, for each image or for all, where its bandwidths are learned.
+        features: each term's, for each image or for all, and its bandwidths, where these are learned.
     """
     to_logits = torch.empty(log_q.shape)
     found: list[Any] = [None] * len(states)
     marginals, received, out = _array(log_q), _array(gradient), to_logits.numpy()
-    arrays = [None if f is None else _array(f) for f in features]
+    arrays = [None if own is None else (_array(own[0]), _array(own[1])) for own in features]
 
     def pull(image: int, run: Run) -> None:
         state = states[image]
-        own = [None if f is None else f[image if len(f) > 1 else 0] for f in (arrays[i] for i in state.places)]
+        learned = (arrays[i] for i in state.places)
+        own = [None if pair is None else (pair[0][image if len(pair[0]) > 1 else 0], pair[1]) for pair in learned]
         with workspace() as space:
             slopes = _numba_backward.gradients(state, marginals[image], received[image], own, out[image], space, run)
         found[image] = [slopes[state.places.index(term)] for term in range(len(slopes))]

@@ -10,15 +10,15 @@ the marginals of the pixels are made again from them, which takes less memory an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
-from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Rows, Spare
+from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Rows
 from piecewise_training.crf._numba_parts import Run
-from piecewise_training.crf._workspace import Workspace
+from piecewise_training.crf._workspace import Spare, Workspace
 
 
 class Slopes(NamedTuple):
@@ -38,7 +38,7 @@ def gradients(
     state: MeanField,
     log_q: np.ndarray,
     gradient: np.ndarray,
-    features: Sequence[np.ndarray | None],
+    features: Sequence[tuple[np.ndarray, np.ndarray] | None],
     out: np.ndarray,
     space: Workspace,
     run: Run,
@@ -49,7 +49,7 @@ def gradients(
         state: after an inference that has kept what is needed here.
         log_q: the log-marginals (K, N) that it found.
         gradient: that to the log-marginals (K, N).
-        features: (d, N) of each term in bandwidths, where its factors and bandwidths are learned.
+        features: (d, N) of each term, and its bandwidths, where these and its factors are learned.
         out: (K, N) float32.
         space: memory for the length of the call.
         run: calls a function for each of some items, on threads.
@@ -59,16 +59,14 @@ def gradients(
     work = Buffers.of(state, lent)
     terms = range(len(state.terms))
     scores, total = (space.empty(len(state.layout.order) * state.channels) for _ in range(2))
-    # The gradient to the latest scores alone, which only moments ask for.
-    change = space.empty(total.size if any(f is not None for f in features) else 0)
     bounds = state.layout.bounds.tolist()
-    marginals = Spare(max(last - first for first, last in itertools.pairwise(bounds)) * state.channels)
+    marginals = Spare(max(last - first for first, last in itertools.pairwise(bounds)) * state.channels, space)
     lattices = [lent.empty(state.shape_of_lattice(term)) for term in terms]
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
-    filtering = Spare((state.channels + 2 * 8) * max(state.sizes))
-    moments = [None if f is None else _Moments(state, term, f, lent, filtering) for term, f in enumerate(features)]
+    moments = [None if pair is None else _Moments(state, term, *pair, lent) for term, pair in enumerate(features)]
+    learned = [moment for moment in moments if moment is not None]
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(gradient, np.float32(1), np.float32(0), total, run)
 
@@ -76,11 +74,19 @@ def gradients(
         with work.messages() as messages, marginals() as kept:
             state.enter_part(part, log_q, LOG2_E, IMPOSSIBLE, kept, bounds[part])
             state.fetch(part, None, back, messages)
-            state.sweep(part, (total, kept, change), messages, work.copies, kernels.TURN, origin=bounds[part])
+            state.sweep(part, (total, kept, kept), messages, work.copies, kernels.TURN, origin=bounds[part])
+            if learned and state.lattices:
+                state.fetch(part, state.lattices[-1], forth, messages)
+                send(part, kept, messages)
+
+    def send(part: int, gradient: np.ndarray, messages: np.ndarray) -> None:
+        """Hands the gradient to the scores after an update on, while the part's pixels are in the cache."""
+        for moment in learned:
+            moment.send(part, gradient, messages)
 
     run(turn, state.parts)
-    learned = [moment for moment in moments if moment is not None]
     blocks = [(term, block) for term in terms for block in range(state.channels // 8)]
+    further = [(moment, *index) for moment in learned for index in moment.blocks()]
     for step in reversed(range(len(state.lattices))):
         filtered = state.lattices[step]
 
@@ -88,22 +94,23 @@ def gradients(
             term, block = index
             own = products[term][8 * block : 8 * block + 8]
             look = lambda sums: kernels.contract(sums, filtered[term], own)  # noqa: E731, B023
-            scratch = work.scratch[term][block].reshape(-1)
-            state.filter_block(work.copies, lattices[term], scratch, index, True, look)
+            with work.scratch[term]() as scratch:
+                state.filter_block(work.copies, lattices[term], scratch, index, True, look)
 
         def update(part: int) -> None:
-            with work.messages() as messages, marginals() as kept:
+            with work.messages() as messages, work.messages() as returned, marginals() as kept:
                 state.fetch(part, state.lattices[step - 1] if step else None, forth, messages)  # noqa: B023
-                state.sweep(part, (scores, kept, change), messages, work.copies, kernels.FINISH, origin=bounds[part])
-                state.fetch(part, lattices, back, messages)
-                for moment in learned:  # here, while the part's pixels are in the cache
-                    moment.send(part, kept, change, filtered, messages, work)  # noqa: B023
-                state.sweep(part, (total, kept, change), messages, work.copies, kernels.RETURN, origin=bounds[part])
+                state.sweep(part, (scores, kept, kept), messages, work.copies, kernels.FINISH, origin=bounds[part])
+                state.fetch(part, lattices, back, returned)
+                for moment in learned:
+                    moment.receive(part, kept, returned, back)
+                state.sweep(part, (total, kept, kept), returned, work.copies, kernels.RETURN, origin=bounds[part])
+                if step:  # noqa: B023
+                    send(part, kept, messages)
 
         run(pull, blocks)
+        run(lambda index: index[0].filter(*index[1:], work), further)
         run(update, state.parts)
-        for moment in learned:
-            moment.add(run)
     state.leave(total, out, run)
     slopes = []
     for term, found in enumerate(moments):
@@ -115,83 +122,94 @@ def gradients(
 class _Moments:
     """What the gradients to one term's bandwidths and factors are made of.
 
+    For each update of marginals v to scores, and its gradient g, these are sums over pixels of g_i (K v)_i, v_j (K g)_j
+    and f_j v_j (K f g)_j.
+
     Args:
         state: the inference.
         term: its number.
-        features: (d, N) in bandwidths.
+        features: (d, N).
+        bandwidths: (d,).
         space: memory for the tables.
-        lattices: memory for a lattice of each thread, and two blocks more.
     """
 
-    def __init__(self, state: MeanField, term: int, features: np.ndarray, space: Workspace, lattices: Spare) -> None:
+    def __init__(
+        self, state: MeanField, term: int, features: np.ndarray, bandwidths: np.ndarray, space: Workspace
+    ) -> None:
         dims, pixels = features.shape
-        self._state, self._term, self._lattices = state, term, lattices
-        self._features = features[:, state.layout.order]
+        self._state, self._term = state, term
+        # In bandwidths and from their mean: far from the origin the terms of a moment would cancel.
+        self._features = np.take(features, state.layout.order, 1)  # which indexing would leave transposed
+        self._features /= bandwidths[:, None]
+        self._features -= self._features.mean(1, keepdims=True)
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
-        self._cross = np.zeros(dims)  # of each feature the sum of k_ij f_i f_j g_i v_j
+        self._cross = np.zeros((len(state.parts), dims))  # of each part's pixels the sums of f_j v_j (K f g)_j
         # A part numbers its copies over all terms, and the tables hold this term's alone: so many come before them.
         layout = state.layout
         first, last = layout.ranges[term].T
-        before = first - layout.ranges[0][:, 0]
-        starts = before.max() + np.cumsum(last - first) - (last - first)
-        self._begin = (starts - before) * state.channels  # of the number 0 of each part's copies
-        own = np.concatenate([layout.owners[a:b] for a, b in layout.ranges[term]])
-        owners = np.concatenate([np.zeros(before.max(), own.dtype), own])
-        self._rows = Rows(owners, np.stack([starts, starts + last - first], 1))
-        self._copies, self._gradients = (space.empty((dims, len(owners) * state.channels)) for _ in range(2))
-        self._mixture = state.weight(term, 1)
+        self._before = first - layout.ranges[0][:, 0]
+        ends = np.cumsum(last - first)
+        owners = np.concatenate([layout.owners[a:b] for a, b in layout.ranges[term]])
+        self._rows = Rows(owners, np.stack([ends - (last - first), ends], 1))
+        self._copies = space.empty((dims, len(owners) * state.channels))
+        self._lattices = space.empty((dims, *state.shape_of_lattice(term)))
+        self._filtered = Spare(dims * int((last - first).max()) * state.channels, space)
 
-    def send(
-        self,
-        part: int,
-        kept: np.ndarray,
-        change: np.ndarray,
-        filtered: Sequence[np.ndarray],
-        returned: np.ndarray,
-        work: Buffers,
-    ) -> None:
-        """Works on a part's pixels: the marginals before an update, and the gradient to the scores after it."""
+    def blocks(self) -> Iterable[tuple[int, int]]:
+        """A feature and eight channels each."""
+        return np.ndindex(*self._lattices.shape[:2])
+
+    def send(self, part: int, gradient: np.ndarray, messages: np.ndarray) -> None:
+        """Multiplies a part's gradient by the messages that the update had, in bits, and sends features times it."""
+        state = self._state
+        first, last = self._rows.ranges[part]
+        self._copies[:, first * state.channels : last * state.channels] = 0
+        groups, rows, place = self._places(part, self._copies.shape[1], first)
+        fixed = *groups, place, rows
+        shares, features, kind = state.shares.reshape(-1), self._features.reshape(-1), self._kind()
+        nothing = np.empty(0, np.float32), features, self._received, np.empty(0)
+        kernels.receive_kernel(*kind)(*fixed, shares, gradient, messages, *nothing)
+        kernels.send_kernel(*kind)(*fixed, shares, gradient, features, self._copies.reshape(-1))
+
+    def filter(self, dim: int, block: int, work: Buffers) -> None:
+        """Filters what all parts have sent."""
+        with work.scratch[self._term]() as scratch:
+            index = self._term, block
+            self._state.filter_block(self._copies[dim], self._lattices[dim], scratch, index, True, rows=self._rows)
+
+    def receive(self, part: int, marginals: np.ndarray, returned: np.ndarray, mixtures: Sequence[np.ndarray]) -> None:
+        """Multiplies a part's marginals before the update by its messages on the way back."""
+        state, term = self._state, self._term
+        first, last = self._rows.ranges[part]
+        with self._filtered() as filtered:
+            tables = filtered[: len(self._lattices) * (last - first) * state.channels].reshape(len(self._lattices), -1)
+            for lattice, own in zip(self._lattices, tables, strict=True):
+                kernels.fetch(self._rows.owners[first:last], lattice, mixtures[term], state.channels, own)
+            groups, rows, place = self._places(part, tables.shape[1], 0)
+            values = marginals, returned, filtered, self._features.reshape(-1), self._sent, self._cross[part]
+            kernels.receive_kernel(*self._kind())(*groups, place, rows, state.sends.reshape(-1), *values)
+
+    def _kind(self) -> tuple[int, int]:
+        return self._state.axes[self._term], int(self._term == 0)
+
+    def _places(self, part: int, stride: int, first: int) -> tuple[tuple[np.ndarray, int], np.ndarray, tuple[int, ...]]:
+        """The groups of a part, the rows of its pixels' copies, and a kernel's `place` in tables of a stride.
+
+        `first` is the row of the tables that is the part's first copy of this term.
+        """
         state, term, layout = self._state, self._term, self._state.layout
-        first, last = self._rows.ranges[part] * state.channels
-        for table in (self._copies, self._gradients):
-            table[:, first:last] = 0
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
-        columns = rows.shape[1], column, sum(state.axes), sum(state.axes[:term])
-        place = *columns, state.channels, len(layout.order), self._copies.shape[1], int(layout.bounds[part])
-        weights = (table.reshape(-1) for table in (rows, state.shares, state.sends))
-        own = (table.reshape(-1)[self._begin[part] :] for table in (self._copies, self._gradients))
-        out = self._received, self._sent, *own
-        moments = kernels.moments_kernel(state.axes[term], int(term == 0))
-        with work.messages() as messages:
-            state.fetch_term(part, term, filtered[term], self._mixture, messages)
-            values = messages, returned, kept, change, self._features.reshape(-1)
-            moments(layout.groups[part], layout.bounds[part + 1], place, *weights, *values, out)
-
-    def add(self, run: Run) -> None:
-        """Adds what all parts have sent in one update."""
-        self._cross += run(self._product, range(len(self._features)))
-
-    def _product(self, dim: int) -> float:
-        """What gradients have sent times what comes to them from marginals, filtered and through the mixture."""
-        state, channels = self._state, self._state.channels
-        sums = np.zeros((channels, channels))
-        with self._lattices() as table:
-            blocks, size, _ = state.shape_of_lattice(self._term)
-            lattices = table[: (blocks + 2) * size * 8].reshape(blocks + 2, size, 8)
-            filtered, scratch, others = lattices[:-2], lattices[-2].reshape(-1), lattices[-1].reshape(-1)
-            for block in range(blocks):
-                state.filter_block(self._copies[dim], filtered, scratch, (self._term, block), rows=self._rows)
-            for block in range(blocks):
-                state.collect(self._gradients[dim], block, others, self._rows)
-                kernels.contract(others, filtered, sums[8 * block : 8 * block + 8])
-        if len(self._mixture) == 1:
-            return float((sums.diagonal() * self._mixture[0]).sum())
-        return float((sums * self._mixture.T).sum())
+        place = (
+            *(rows.shape[1], column, sum(state.axes), sum(state.axes[:term]), state.channels),
+            *(int(layout.bounds[part]), len(layout.order), stride, int(first - self._before[part]) * state.channels),
+        )
+        return (layout.groups[part], layout.bounds[part + 1]), rows.reshape(-1), place
 
     def slopes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The gradients to the factors before and after, and the spreads."""
         positions, term = self._state.layout.positions, self._state.terms[self._term]
+        self._received /= LOG2_E
         received, sent = self._received[positions], self._sent[positions]
         both = self._received.astype(np.float64) + self._sent
         squares = np.array([np.dot(np.square(feature, dtype=np.float64), both) for feature in self._features])
-        return sent / term.before, received / term.after, squares - 2 * self._cross
+        return sent / term.before, received / term.after, squares - 2 * self._cross.sum(0)

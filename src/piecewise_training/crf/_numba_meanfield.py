@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from piecewise_training.crf import _numba_layout as layouts
 from piecewise_training.crf import _numba_sweep as kernels
 from piecewise_training.crf._numba_parts import Run, Term, finest_first, lay_out, weights_by_pixel
-from piecewise_training.crf._workspace import Workspace
+from piecewise_training.crf._workspace import Spare, Workspace
 
 LOG2_E = np.float32(1.4426950408889634)
 IMPOSSIBLE = np.float32(-2e38)  # the score of a class that there is not
@@ -289,8 +288,9 @@ class MeanField:
         largest_first = sorted(blocks, key=lambda index: -self.sizes[index[0]])
 
         def filter_block(index: tuple[int, int]) -> None:
-            term, block = index
-            self.filter_block(work.copies, lattices[term], work.scratch[term][block].reshape(-1), index)
+            term, _ = index
+            with work.scratch[term]() as scratch:
+                self.filter_block(work.copies, lattices[term], scratch, index)
 
         run(filter_block, largest_first)
 
@@ -332,36 +332,11 @@ class MeanField:
         if lattices is None:
             messages[:] = 0
             return
-        for term, (lattice, weight) in enumerate(zip(lattices, weights, strict=True)):
-            self.fetch_term(part, term, lattice, weight, messages)
-
-    def fetch_term(self, part: int, term: int, lattice: np.ndarray, weight: np.ndarray, messages: np.ndarray) -> None:
-        """Hands a part its messages from one lattice."""
-        first, last = self.layout.ranges[term][part]
-        own = messages[first * self.channels - self.numbers(part).start :]
-        kernels.fetch(self.layout.owners[first:last], lattice, weight, self.channels, own)
-
-
-class Spare:
-    """Tables for the work on a part: one for each thread, which stays in its cache.
-
-    Args:
-        length: numbers that the largest part needs.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._tables: list[np.ndarray] = []
-
-    @contextmanager
-    def __call__(self) -> Iterator[np.ndarray]:
-        """A table that nobody else is using."""
-        try:
-            table = self._tables.pop()
-        except IndexError:
-            table = np.empty(self._length, np.float32)
-        yield table
-        self._tables.append(table)
+        start = self.numbers(part).start
+        for ranges, lattice, weight in zip(self.layout.ranges, lattices, weights, strict=True):
+            first, last = ranges[part]
+            own = messages[first * self.channels - start :]
+            kernels.fetch(self.layout.owners[first:last], lattice, weight, self.channels, own)
 
 
 @dataclass(frozen=True)
@@ -370,18 +345,18 @@ class Buffers:
 
     Attributes:
         copies: the parts' copies of what pixels send to vertices, a row of channels each.
-        scratch: for each term as much as its lattice.
+        scratch: for each term tables for a block of its lattice.
         messages: tables for what a part's copies receive.
     """
 
     copies: np.ndarray
-    scratch: list[np.ndarray]
+    scratch: list[Spare]
     messages: Spare
 
     @classmethod
     def of(cls, state: MeanField, space: Workspace) -> Buffers:
         """Buffers for an image."""
         rows = len(state.layout.owners) * state.channels
-        scratch = [space.empty(state.shape_of_lattice(term)) for term in range(len(state.terms))]
+        scratch = [Spare(8 * size, space) for size in state.sizes]
         largest = max(own.stop - own.start for own in map(state.numbers, state.parts))
-        return cls(space.empty(rows), scratch, Spare(largest))
+        return cls(space.empty(rows), scratch, Spare(largest, space))

@@ -93,15 +93,14 @@ def lay_out(terms: Sequence[Term], grid: tuple[int, int], space: Workspace, lent
     axes = [term.tables[1].shape[1] for term in terms]
     rows = lent.empty((pixels, sum(axes[1:])), np.int32)
     sizes = [term.tables[3].shape[2] for term in terms]
-    groups = lent.empty(pixels, np.int32)
 
     def enter(part: tuple[int, int]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
         """Fills in the rows of a part; gives where each term's copies begin, their vertices, groups and heads."""
         first, last = starts[list(part)]
-        own = groups[first:last]
+        own = np.empty(last - first, np.int32)  # more than there are
         simplices, corners = terms[0].tables[:2]
         found = layouts.sort_tiles(tiles[slice(*part)], starts[part[0] :], width, simplices, order, positions, own)
-        points, own = order[first:last], own[:found]
+        points, own = order[first:last], own[:found].copy()
         heads = np.empty((found, axes[0]), np.int32)
         most = min(int(last - first) * sum(axes), sum(sizes))
         owners, counts = np.empty(most, np.int32), [0]

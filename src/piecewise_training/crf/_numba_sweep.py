@@ -158,8 +158,11 @@ def _log_softmax(x, at, channels, out, to):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _through_softmax(x, at, channels, marginals, start, gradient, change, to, logarithm):  # type: ignore[no-untyped-def]
-    """Turns the gradient to marginals, or to their logarithms in bits, into that to scores, and adds it up."""
+def _through_softmax(x, at, channels, marginals, start, gradient, to, logarithm):  # type: ignore[no-untyped-def]
+    """Turns the gradient to marginals, or to their logarithms in bits, into that to scores, and adds it up.
+
+    It is left where the marginals were, too.
+    """
     mass = spread8(_f32(0))
     for c in range(0, channels, 8):
         slope = load8(x, at + c)
@@ -173,8 +176,7 @@ def _through_softmax(x, at, channels, marginals, start, gradient, change, to, lo
             to_scores = (load8(x, at + c) - whole) * load8(marginals, start + c)
             store(gradient, to + c, load8(gradient, to + c) + to_scores)
         store(x, at + c, to_scores)
-        if len(change):
-            store(change, to + c, to_scores)
+        store(marginals, start + c, to_scores)
 
 
 @cache
@@ -187,10 +189,9 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
 
         Forwards `base` holds the scores, `kept` takes the marginals and `change` in the end their logarithms. Watched,
         `kept` also holds the marginals before, of which the new ones get their share, and the largest change of one
-        is returned. Backwards `base` is the sum of the gradients to scores, at first that to log Q, `change` takes the
-        latest of them, unless it is empty, and `kept` holds the marginals. `how` is the stage, the damping, and the
-        position with which `kept` begins. Channels go through the widest registers, and eight that may be left over
-        through narrower ones.
+        is returned. Backwards `base` is the sum of the gradients to scores, at first that to log Q, and `kept` holds
+        the marginals, and then the latest gradient. `how` is the stage, the damping, and the position with which `kept`
+        begins. Channels go through the widest registers, and eight that may be left over through narrower ones.
         """
         axes = shared + others
         wide = channels // 16 * 16
@@ -222,7 +223,7 @@ def sweep_kernel(shared: int, others: int, kind: int) -> Any:
             for p in range(start, stop):
                 at, own_row = (p - start) * channels, (p - origin) * channels
                 if kind == BACKWARDS:
-                    _through_softmax(x, at, channels, kept, own_row, base, change, p * channels, stage == TURN)
+                    _through_softmax(x, at, channels, kept, own_row, base, p * channels, stage == TURN)
                 elif stage == FINISH_LOG:
                     _log_softmax(x, at, channels, change, p * channels)
                 else:
@@ -304,20 +305,17 @@ def divergence_kernel(shared: int, others: int) -> Any:
 
 
 @cache
-def moments_kernel(axes: int, grouped: int) -> Any:
-    """The kernel of a term's moments, for pixels with so many vertices of it, which a group shares or not."""
+def receive_kernel(axes: int, grouped: int) -> Any:
+    """The kernel of products with messages, for pixels with so many vertices of a term, which a group shares or not."""
 
     @kernel
-    def moments(groups, last, place, rows, shares, sends, messages, returned, kept, change, features, out):  # type: ignore[no-untyped-def]
-        """Adds to what each pixel received and sent, and sends features times marginals and times gradients.
+    def receive(groups, last, place, rows, weights, values, messages, filtered, features, received, moments):  # type: ignore[no-untyped-def]
+        """Adds to what each pixel has received its values times its messages, and to the moments the same of features.
 
-        A pixel has received its gradient times its messages and sent its marginals times the messages that come
-        `returned` on the way back. `rows` are those of groups where these share them. `place` holds the columns of rows
-        and the term's first among them, the same of weights, the channels, the number of pixels, that of numbers in the
-        copies of one feature, and the position with which `kept` begins.
+        Messages are numbered over all terms of a part; what was `filtered` of features is a table for each of the
+        `moments`, without the copies of the terms before. `place` is that of `_Place`.
         """
-        columns, column, all_weights, weight, channels, points, stride, origin = place
-        received, sent_back, copies, gradients = out
+        columns, column, all_weights, weight, channels, origin, points, stride, shift = place
         wide = channels // 16 * 16
         nothing, little = spread16(_f32(0)), spread8(_f32(0))
         for g in range(len(groups)):
@@ -326,64 +324,78 @@ def moments_kernel(axes: int, grouped: int) -> Any:
             base = (g if grouped else start) * columns + column
             for c in range(0, wide, 16):
                 came = gather16(messages, rows, base, channels, c, axes)
-                went = gather16(returned, rows, base, channels, c, axes)
                 for p in range(start, stop):
-                    at = p * all_weights + weight
                     if not grouped:
                         came = gather16(messages, rows, p * columns + column, channels, c, axes)
-                        went = gather16(returned, rows, p * columns + column, channels, c, axes)
-                    forth = mixed(nothing, came, shares, at) * load16(change, p * channels + c)
-                    back = mixed(nothing, went, sends, at) * load16(kept, (p - origin) * channels + c)
-                    received[_at(p)] += total(forth)
-                    sent_back[_at(p)] += total(back)
+                    message = mixed(nothing, came, weights, p * all_weights + weight)
+                    received[_at(p)] += total(message * load16(values, (p - origin) * channels + c))
             if wide < channels:
                 few_came = gather8(messages, rows, base, channels, wide, axes)
-                few_went = gather8(returned, rows, base, channels, wide, axes)
                 for p in range(start, stop):
-                    at = p * all_weights + weight
                     if not grouped:
                         few_came = gather8(messages, rows, p * columns + column, channels, wide, axes)
-                        few_went = gather8(returned, rows, p * columns + column, channels, wide, axes)
-                    few_forth = mixed(little, few_came, shares, at) * load8(change, p * channels + wide)
-                    few_back = mixed(little, few_went, sends, at) * load8(kept, (p - origin) * channels + wide)
-                    received[_at(p)] += total(few_forth)
-                    sent_back[_at(p)] += total(few_back)
-            for a in range(len(features) // points):
-                feature, first = a * points, a * stride
+                    few = mixed(little, few_came, weights, p * all_weights + weight)
+                    received[_at(p)] += total(few * load8(values, (p - origin) * channels + wide))
+            for a in range(len(moments)):
+                first = a * stride + shift
+                sums, few_sums = nothing, little
                 for c in range(0, wide, 16):
-                    to_copies = gather16(copies, rows, base, channels, first + c, axes)
-                    to_gradients = gather16(gradients, rows, base, channels, first + c, axes)
+                    came = gather16(filtered, rows, base, channels, first + c, axes)
                     for p in range(start, stop):
-                        at = p * all_weights + weight
                         if not grouped:
-                            to_copies = gather16(copies, rows, p * columns + column, channels, first + c, axes)
-                            to_gradients = gather16(gradients, rows, p * columns + column, channels, first + c, axes)
-                        f = features[_at(feature + p)]
-                        to_copies = sent(to_copies, load16(kept, (p - origin) * channels + c) * f, sends, at)
-                        to_gradients = sent(to_gradients, load16(change, p * channels + c) * f, shares, at)
-                        if not grouped:
-                            put(copies, rows, p * columns + column, channels, first + c, to_copies)
-                            put(gradients, rows, p * columns + column, channels, first + c, to_gradients)
-                    if grouped:
-                        put(copies, rows, base, channels, first + c, to_copies)
-                        put(gradients, rows, base, channels, first + c, to_gradients)
+                            came = gather16(filtered, rows, p * columns + column, channels, first + c, axes)
+                        message = mixed(nothing, came, weights, p * all_weights + weight)
+                        value = load16(values, (p - origin) * channels + c) * features[_at(a * points + p)]
+                        sums = sums + message * value
                 if wide < channels:
-                    rest = first + wide
-                    few_copies = gather8(copies, rows, base, channels, rest, axes)
-                    few_gradients = gather8(gradients, rows, base, channels, rest, axes)
+                    few_came = gather8(filtered, rows, base, channels, first + wide, axes)
                     for p in range(start, stop):
-                        at = p * all_weights + weight
                         if not grouped:
-                            few_copies = gather8(copies, rows, p * columns + column, channels, rest, axes)
-                            few_gradients = gather8(gradients, rows, p * columns + column, channels, rest, axes)
-                        f = features[_at(feature + p)]
-                        few_copies = sent(few_copies, load8(kept, (p - origin) * channels + wide) * f, sends, at)
-                        few_gradients = sent(few_gradients, load8(change, p * channels + wide) * f, shares, at)
-                        if not grouped:
-                            put(copies, rows, p * columns + column, channels, rest, few_copies)
-                            put(gradients, rows, p * columns + column, channels, rest, few_gradients)
-                    if grouped:
-                        put(copies, rows, base, channels, rest, few_copies)
-                        put(gradients, rows, base, channels, rest, few_gradients)
+                            few_came = gather8(filtered, rows, p * columns + column, channels, first + wide, axes)
+                        few = mixed(little, few_came, weights, p * all_weights + weight)
+                        few_value = load8(values, (p - origin) * channels + wide) * features[_at(a * points + p)]
+                        few_sums = few_sums + few * few_value
+                moments[_at(a)] += np.float64(total(sums) + total(few_sums))
 
-    return moments
+    return receive
+
+
+@cache
+def send_kernel(axes: int, grouped: int) -> Any:
+    """The kernel that sends features times values, for pixels as of `receive_kernel`."""
+
+    @kernel
+    def send(groups, last, place, rows, weights, values, features, copies):  # type: ignore[no-untyped-def]
+        """Adds each feature times the pixels' values to its table of copies."""
+        columns, column, all_weights, weight, channels, origin, points, stride, shift = place
+        wide = channels // 16 * 16
+        for g in range(len(groups)):
+            start = groups[g]
+            stop = groups[g + 1] if g + 1 < len(groups) else last
+            base = (g if grouped else start) * columns + column
+            for a in range(len(features) // points):
+                first = a * stride + shift
+                for c in range(0, wide, 16):
+                    sums = gather16(copies, rows, base, channels, first + c, axes)
+                    for p in range(start, stop):
+                        if not grouped:
+                            sums = gather16(copies, rows, p * columns + column, channels, first + c, axes)
+                        value = load16(values, (p - origin) * channels + c) * features[_at(a * points + p)]
+                        sums = sent(sums, value, weights, p * all_weights + weight)
+                        if not grouped:
+                            put(copies, rows, p * columns + column, channels, first + c, sums)
+                    if grouped:
+                        put(copies, rows, base, channels, first + c, sums)
+                if wide < channels:
+                    few = gather8(copies, rows, base, channels, first + wide, axes)
+                    for p in range(start, stop):
+                        if not grouped:
+                            few = gather8(copies, rows, p * columns + column, channels, first + wide, axes)
+                        rest = load8(values, (p - origin) * channels + wide) * features[_at(a * points + p)]
+                        few = sent(few, rest, weights, p * all_weights + weight)
+                        if not grouped:
+                            put(copies, rows, p * columns + column, channels, first + wide, few)
+                    if grouped:
+                        put(copies, rows, base, channels, first + wide, few)
+
+    return send

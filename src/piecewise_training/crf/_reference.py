@@ -33,6 +33,12 @@ class Normalized(NamedTuple):
     after: Float[Tensor, "b 1 n"] | None
 
 
+def centred(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Float[Tensor, "b d n"]:
+    """Features in bandwidths from their mean: far from the origin the terms of a moment would cancel."""
+    f = features / bandwidths[:, None]
+    return f - f.mean(2, keepdim=True)
+
+
 def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> list[Tables]:
     """Finds each point's simplex in the lattice and each vertex's neighbours, for each image of a batch."""
     return [_build_one(points.T) for points in features / bandwidths[:, None]]

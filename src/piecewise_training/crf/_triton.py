@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training.crf import _triton_kernels as kernels
-from piecewise_training.crf._reference import Normalized, Tables, elevation
+from piecewise_training.crf._reference import Normalized, Tables, centred, elevation
 
 _POINTS = 32  # of a group: more leave lanes idle in small simplices, fewer make more sums to be gathered
 _ENTRIES = 16  # sums that a vertex gathers at a time
@@ -185,7 +185,7 @@ def mean_field_gradients(
     kept: Kept,
     log_q: Float[Tensor, "b k n"],
     gradient: Float[Tensor, "b k n"],
-    features: Sequence[Float[Tensor, "b d n"] | None],
+    features: Sequence[tuple[Float[Tensor, "b d n"], Float[Tensor, " d"]] | None],
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     """The gradients to the logits and to each term's mixture, factors before and after, and bandwidths.
 
@@ -193,12 +193,12 @@ def mean_field_gradients(
         kept: what `mean_field` has kept.
         log_q: what it gave.
         gradient: that to log_q.
-        features: each term's in bandwidths, for each image or for all, where its bandwidths are learned.
+        features: each term's, for each image or for all, and its bandwidths, where these are learned.
     """
     batch, classes, _ = log_q.shape
     slopes = [
-        _Slopes(plan, mixture, *own, _flat(f, batch))
-        for plan, mixture, own, f in zip(kept.plans, kept.mixtures, kept.factors, features, strict=True)
+        _Slopes(plan, mixture, *own, _flat(pair, batch))
+        for plan, mixture, own, pair in zip(kept.plans, kept.mixtures, kept.factors, features, strict=True)
     ]
     q, change = _rows(log_q).exp(), _rows(gradient)
     to_logits = torch.zeros_like(change)
@@ -272,11 +272,11 @@ def _times(values: Tensor, factor: Tensor | None) -> Tensor:
     return values if factor is None else values * factor
 
 
-def _flat(features: Tensor | None, batch: int) -> list[Tensor] | None:
-    """Each feature of all points of a batch."""
-    if features is None:
+def _flat(pair: tuple[Tensor, Tensor] | None, batch: int) -> list[Tensor] | None:
+    """Each feature of all points of a batch in bandwidths, from their mean."""
+    if pair is None:
         return None
-    return [feature.reshape(-1) for feature in features.expand(batch, -1, -1).unbind(1)]
+    return [feature.reshape(-1) for feature in centred(*pair).expand(batch, -1, -1).unbind(1)]
 
 
 def _updated(

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from piecewise_training import checks
 from piecewise_training.crf import lattice
+from piecewise_training.crf._reference import centred
 from piecewise_training.crf.lattice import Backend, Operator
 
 Normalization = Literal["none", "before", "after", "symmetric"]
@@ -168,9 +169,3 @@ class _Filter(torch.autograd.Function):
                 moments = moments + ctx.operator.moments(f, gradient, values, transpose=True)
                 to_features = (moments - f * (received + sent)) / bandwidths[:, None]
         return to_features, to_bandwidths, back, None
-
-
-def centred(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Float[Tensor, "b d n"]:
-    """Features in bandwidths from their mean: far from the origin the terms of a moment would cancel."""
-    f = features / bandwidths[:, None]
-    return f - f.mean(2, keepdim=True)

@@ -146,7 +146,7 @@ class LatticeOperator:
         return self._kernels.watched_mean_field(terms, mixtures, logits, iterations, grid, logarithm, how)
 
     def infer_gradients(
-        self, kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[Tensor | None]
+        self, kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[tuple[Tensor, Tensor] | None]
     ) -> tuple[Tensor, list[list[Tensor | None]]]:
         """The gradients to the logits, and for each term to its mixture, its factors and its bandwidths."""
         return self._kernels.mean_field_gradients(kept, log_q, gradient, features)

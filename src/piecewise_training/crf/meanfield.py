@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from piecewise_training import checks
 from piecewise_training.crf._reference import mixed
-from piecewise_training.crf.filtering import GaussianKernel, centred
+from piecewise_training.crf.filtering import GaussianKernel
 from piecewise_training.crf.lattice import LatticeOperator
 
 
@@ -315,7 +315,7 @@ class _Inference(torch.autograd.Function):
         _, log_q, *parts = ctx.saved_tensors
         kernels = [term.kernel for term in ctx.terms]
         features = [
-            None if kernel.features is None else centred(kernel.features.detach(), bandwidths)
+            None if kernel.features is None else (kernel.features.detach(), bandwidths.detach())
             for kernel, bandwidths in zip(kernels, parts[3::4], strict=True)
         ]
         to_logits, slopes = ctx.operator.infer_gradients(ctx.kept, log_q, gradient, features)
