@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from piecewise_training.crf._reference import Normalized, Tables
 from piecewise_training.crf._workspace import Workspace, workspace
 
 _BLOCK = _numba_filter.BLOCK
+_working = threading.local()  # the team of a caller's thread
 _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
 
 
@@ -39,7 +41,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
         with workspace() as space:
             return _build_one(points, scales, space, run)
 
-    with _team() as run:
+    with team() as run:
         if _side_by_side(*features.shape[::2]):
             return run(lambda points: build_one(points, _one_by_one), _array(features))
         return [build_one(points, run) for points in _array(features)]
@@ -63,7 +65,7 @@ def splat_blur_slice(
         lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
         _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
 
-    with _team() as run:
+    with team() as run:
         run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
     return out
 
@@ -130,7 +132,7 @@ def moments(
         lattice = _numba_filter.splat_blur(*tables[image], scaled, transpose)
         _numba_filter.slice_dot(*tables[image][:3], lattice, other[image, block], parts[index])
 
-    with _team() as run:
+    with team() as run:
         if channels == 1:
             run(together, range(batch))
         else:
@@ -269,7 +271,7 @@ def _of_one(factor: Tensor | None, image: int, points: int) -> np.ndarray:
 
 def _by_image(task: Callable[[int, Run], None], images: int, points: int) -> None:
     """Works on whole images side by side, or on one after the other with all threads."""
-    with _team() as run:
+    with team() as run:
         if _side_by_side(images, points):
             run(lambda image: task(image, _one_by_one), range(images))
         else:
@@ -291,13 +293,17 @@ def _one_by_one(task: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 
 
 @contextmanager
-def _team() -> Iterator[Run]:
+def team() -> Iterator[Run]:
     """What runs a task for each of some items on torch's number of threads.
 
     Whoever is free takes the next item, and the caller works too: to wake a thread takes as long as a small task. The
-    threads end with the context: kept, they would survive neither a fork nor the interpreter's end.
+    threads end with the context: kept, they would survive neither a fork nor the interpreter's end. A context within
+    another has the same threads, since to start them takes as long as a tenth of the work on a small image.
     """
     threads = torch.get_num_threads()
+    if getattr(_working, "run", None):
+        yield _working.run
+        return
     if threads == 1:
         yield _one_by_one
         return
@@ -318,7 +324,11 @@ def _team() -> Iterator[Run]:
                 other.result()
             return done
 
-        yield run
+        _working.run = run
+        try:
+            yield run
+        finally:
+            _working.run = None
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -343,7 +353,7 @@ def _build_one(points: np.ndarray, scales: np.ndarray, space: Workspace, run: Ru
         first, last = cuts[part : part + 2]
         own, table = records[first:last], tables[part]
         table[:] = -1
-        count = _numba_build.place(points, first, last, scales, simplices, weights, own, table)
+        count = _numba_build.place_kernel(d)(points, first, last, scales, simplices, weights, own, table)
         vertices = np.empty((count, d + 1), np.int32)
         size, entries = -1, count // 2 + d + 1  # images share vertices; where they do not, there is no room
         while size < 0:

@@ -20,7 +20,7 @@ from piecewise_training.crf._numba_sweep import exp2
 from piecewise_training.crf._simd import less, load8, minimum, store, total
 from piecewise_training.crf._workspace import Workspace
 
-LANES = 8
+LANES = 8  # a group fills two registers at most
 CHUNK = 512  # pixels
 _f32 = np.float32
 _at = np.uint64
@@ -134,10 +134,11 @@ def weigh_planes(points, weights, factor, planes, first):  # type: ignore[no-unt
     """Fills in a plane for each weight of the points, times their factors, from a place on."""
     axes, stride = planes.shape
     parts, flat = weights.reshape(weights.size), planes.reshape(planes.size)
-    for row in range(len(points)):
-        point = points[_at(row)]
-        for k in range(axes):
-            flat[_at(k * stride + first + row)] = parts[_at(point * axes + k)] * factor[_at(point)]
+    for k in range(axes):
+        start = k * stride + first
+        for row in range(len(points)):
+            point = points[_at(row)]
+            flat[_at(start + row)] = parts[_at(point * axes + k)] * factor[_at(point)]
 
 
 @kernel
@@ -204,25 +205,36 @@ def sweep_kernel(shared: int, others: int) -> Any:
                     z = load8(x, start - first)
                     for k in range(shared):
                         z = z + load8(shares, k * stride + start) * messages[_at(heads[_at(g * shared + k)])]
-                    if final:
-                        store(u, start - first, z)
-                        continue
-                    other = exp2(minimum(z, _f32(0) - z))  # the less likely one's share of the likelier one's
-                    sign = _f32(1) - less(z, _f32(0)) * _f32(2)
-                    sign = sign * load8(counted, max(0, LANES - (stop - start)))
-                    difference = (_f32(1) - other) / (_f32(1) + other) * sign
-                    store(u, start - first, difference)  # the next group writes over lanes that are not this one's
-                    for k in range(shared):
-                        place = _at(heads[_at(g * shared + k)])
-                        copies[place] += total(difference * load8(sends, k * stride + start))
-
+                    store(u, start - first, z)  # the next group writes over lanes that are not this one's
             if final:
                 scores[first:behind] = u[: behind - first]
-            else:
-                for p in range(first, behind):
-                    for k in range(others):
-                        place = _at(p * others + k)
-                        copies[_at(rows[place])] += own_sends[place] * u[_at(p - first)]
+                begin = end
+                continue
+
+            for start in range(0, behind - first, LANES):
+                z = load8(u, start)
+                other = exp2(minimum(z, _f32(0) - z))  # the less likely one's share of the likelier one's
+                sign = _f32(1) - less(z, _f32(0)) * _f32(2)
+                store(u, start, (_f32(1) - other) / (_f32(1) + other) * sign)
+
+            for g in range(begin, end):
+                start = groups[g]
+                size = (groups[g + 1] if g + 1 < len(groups) else last) - start
+                few = load8(u, start - first) * load8(counted, max(0, LANES - size))
+                if size <= LANES:
+                    for k in range(shared):
+                        copies[_at(heads[_at(g * shared + k)])] += total(few * load8(sends, k * stride + start))
+                else:
+                    more = load8(u, start - first + LANES) * load8(counted, GROUP - size)
+                    for k in range(shared):
+                        at = k * stride + start
+                        both = few * load8(sends, at) + more * load8(sends, at + LANES)
+                        copies[_at(heads[_at(g * shared + k)])] += total(both)
+
+            for p in range(first, behind):
+                for k in range(others):
+                    place = _at(p * others + k)
+                    copies[_at(rows[place])] += own_sends[place] * u[_at(p - first)]
             begin = end
 
     return sweep

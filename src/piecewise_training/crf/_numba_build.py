@@ -7,11 +7,13 @@ vertices only for the distinct simplices, of which an image has ten times fewer 
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from piecewise_training.crf._compile import kernel
-from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store, unlike
+from piecewise_training.crf._simd import less, load16, maximum, minimum, nearest, spread16, store
 
 _at = np.uint64  # an index of this type is not looked at for being negative, which takes longer than all the rest
 
@@ -20,111 +22,113 @@ _at = np.uint64  # an index of this type is not looked at for being negative, wh
 def _is_recorded(records, simplex, record, lane, d):  # type: ignore[no-untyped-def]
     same = True
     for i in range(d):
-        same = same and records[_at(simplex * d + i)] == record[_at(17 * i + 1 + lane)]
+        same = same and records[_at(simplex * d + i)] == record[_at(16 * i + lane)]
     return same
 
 
-@kernel
-def place(points, first, last, scales, simplices, weights, records, table):  # type: ignore[no-untyped-def]
-    """Fills in each point's simplex and barycentric weights, and a record of each distinct simplex.
-
-    A record holds for each coordinate that of the simplex's vertex 0, a multiple of d + 1, plus the rank of the offset
-    from it; the last is left out, since it follows from the others.
-
-    Returns:
-        the number of distinct simplices.
-    """
-    d, n = points.shape
+@cache
+def place_kernel(d: int) -> Any:
+    """The kernel that places points of d features."""
     size = d + 1
-    number = points.dtype.type
-    flat = points.reshape(d * n)
-    flat_weights = weights.reshape(n * size)
-    flat_records = records.reshape(records.size)
-    feature = np.zeros(16 * d, points.dtype)
-    offset = np.empty(16 * size, points.dtype)
-    origin = np.empty(16 * size, points.dtype)
-    rank = np.empty(16 * size, points.dtype)
-    record = np.full(17 * d, np.nan, points.dtype)  # of the point before in front of sixteen
-    hashes = np.empty(16, points.dtype)
-    changes = np.empty(16, points.dtype)
-    zero = spread16(number(0))
-    mask = len(table) - 1
-    count = 0
-    latest = -1
-    for block in range(first, last, 16):
-        lanes = min(16, last - block)
-        for j in range(d):
-            if lanes == 16:
-                store(feature, 16 * j, load16(flat, n * j + block))
-            else:
-                for lane in range(lanes):
-                    feature[_at(16 * j + lane)] = flat[_at(n * j + block + lane)]
 
-        # The elevated position: the point in the hyperplane of zero sum in d + 1 dimensions.
-        above = zero
-        for j in range(d, 0, -1):
-            step = load16(feature, 16 * (j - 1)) * scales[j - 1]
-            store(offset, 16 * j, above - step * number(j))
-            above = above + step
-        store(offset, 0, above)
+    @kernel
+    def place(points, first, last, scales, simplices, weights, records, table):  # type: ignore[no-untyped-def]
+        """Fills in each point's simplex and barycentric weights, and a record of each distinct simplex.
 
-        # The nearest vertex whose coordinates are multiples of d + 1, and the offsets from it by rank.
-        excess = zero
-        for i in range(size):
-            position = load16(offset, 16 * i)
-            whole = nearest(position * number(1 / size))
-            store(offset, 16 * i, position - whole * number(size))
-            store(origin, 16 * i, whole)
-            excess = excess + whole
-        for i in range(size):
-            store(rank, 16 * i, excess)
-        for i in range(size):
-            for j in range(i + 1, size):
-                lower = less(load16(offset, 16 * i), load16(offset, 16 * j))
-                store(rank, 16 * i, load16(rank, 16 * i) + lower)
-                store(rank, 16 * j, load16(rank, 16 * j) + (number(1) - lower))
-        # Rounding may have left the hyperplane: move those coordinates that it moved most.
-        hashed = zero
-        changed = zero
-        for i in range(size):
-            r = load16(rank, 16 * i)
-            wrap = less(r, zero) - less(zero + number(d + 0.5), r)
-            store(offset, 16 * i, load16(offset, 16 * i) * number(1 / size) - wrap)
-            if i < d:
-                own = (load16(origin, 16 * i) + wrap + wrap) * number(size) + r
-                record[_at(17 * i)] = record[_at(17 * i + 16)]
-                store(record, 17 * i + 1, own)
-                changed = maximum(changed, unlike(own, load16(record, 17 * i)))
-                hashed = hashed + own * number(1.61803 + 1.04719 * i * i)
-        store(hashes, 0, hashed)
-        store(changes, 0, changed)
+        A record holds for each coordinate that of the simplex's vertex 0, a multiple of d + 1, plus the rank of the
+        offset from it; the last is left out, since it follows from the others.
 
-        # Barycentric weights are the differences of the sorted offsets.
-        for end in range(d, 0, -1):
-            for i in range(end):
-                a, b = load16(offset, 16 * i), load16(offset, 16 * i + 16)
-                store(offset, 16 * i, maximum(a, b))
-                store(offset, 16 * i + 16, minimum(a, b))
-        for lane in range(lanes):
-            start = (block + lane) * size
-            flat_weights[_at(start)] = number(1) + offset[_at(16 * d + lane)] - offset[_at(lane)]
-            for k in range(1, size):
-                higher = 16 * (d - k) + lane
-                flat_weights[_at(start + k)] = offset[_at(higher)] - offset[_at(higher + 16)]
+        Returns:
+            the number of distinct simplices.
+        """
+        n = points.shape[1]
+        number = points.dtype.type
+        flat = points.reshape(d * n)
+        flat_weights = weights.reshape(n * size)
+        flat_records = records.reshape(records.size)
+        feature = np.zeros(16 * d, points.dtype)
+        offset = np.empty(16 * size, points.dtype)
+        origin = np.empty(16 * size, points.dtype)
+        rank = np.empty(16 * size, points.dtype)
+        record = np.empty(16 * d, points.dtype)
+        hashes = np.empty(16, points.dtype)
+        mixing = np.pi ** np.arange(1, size).astype(points.dtype)  # whose multiples hardly ever have equal sums
+        zero = spread16(number(0))
+        mask = len(table) - 1
+        count = 0
+        for block in range(first, last, 16):
+            lanes = min(16, last - block)
+            for j in range(d):
+                if lanes == 16:
+                    store(feature, 16 * j, load16(flat, n * j + block))
+                else:
+                    for lane in range(lanes):
+                        feature[_at(16 * j + lane)] = flat[_at(n * j + block + lane)]
 
-        for lane in range(lanes):
-            if changes[_at(lane)] > number(0):  # neighbouring points mostly share a simplex
+            # The elevated position: the point in the hyperplane of zero sum in d + 1 dimensions.
+            above = zero
+            for j in range(d, 0, -1):
+                step = load16(feature, 16 * (j - 1)) * scales[j - 1]
+                store(offset, 16 * j, above - step * number(j))
+                above = above + step
+            store(offset, 0, above)
+
+            # The nearest vertex whose coordinates are multiples of d + 1, and the offsets from it by rank.
+            excess = zero
+            for i in range(size):
+                position = load16(offset, 16 * i)
+                whole = nearest(position * number(1 / size))
+                store(offset, 16 * i, position - whole * number(size))
+                store(origin, 16 * i, whole)
+                excess = excess + whole
+            for i in range(size):
+                store(rank, 16 * i, excess)
+            for i in range(size):
+                for j in range(i + 1, size):
+                    lower = less(load16(offset, 16 * i), load16(offset, 16 * j))
+                    store(rank, 16 * i, load16(rank, 16 * i) + lower)
+                    store(rank, 16 * j, load16(rank, 16 * j) + (number(1) - lower))
+            # Rounding may have left the hyperplane: move those coordinates that it moved most.
+            hashed = zero
+            for i in range(size):
+                r = load16(rank, 16 * i)
+                wrap = less(r, zero) - less(zero + number(d + 0.5), r)
+                store(offset, 16 * i, load16(offset, 16 * i) * number(1 / size) - wrap)
+                if i < d:
+                    own = (load16(origin, 16 * i) + wrap + wrap) * number(size) + r
+                    store(record, 16 * i, own)
+                    hashed = hashed + own * mixing[i]
+            store(hashes, 0, hashed)
+
+            # Barycentric weights are the differences of the sorted offsets.
+            for end in range(d, 0, -1):
+                for i in range(end):
+                    a, b = load16(offset, 16 * i), load16(offset, 16 * i + 16)
+                    store(offset, 16 * i, maximum(a, b))
+                    store(offset, 16 * i + 16, minimum(a, b))
+            for lane in range(lanes):
+                start = (block + lane) * size
+                flat_weights[_at(start)] = number(1) + offset[_at(16 * d + lane)] - offset[_at(lane)]
+                for k in range(1, size):
+                    higher = 16 * (d - k) + lane
+                    flat_weights[_at(start + k)] = offset[_at(higher)] - offset[_at(higher + 16)]
+
+            for lane in range(lanes):
                 slot = np.int64(hashes[_at(lane)] * number(977)) * 0x9E3779B1 >> 12 & mask
-                while table[_at(slot)] >= 0 and not _is_recorded(flat_records, table[_at(slot)], record, lane, d):
+                simplex = table[_at(slot)]
+                while simplex >= 0 and not _is_recorded(flat_records, simplex, record, lane, d):
                     slot = slot + 1 & mask
-                if table[_at(slot)] < 0:
+                    simplex = table[_at(slot)]
+                if simplex < 0:
+                    simplex = count
                     table[_at(slot)] = count
                     for i in range(d):
-                        flat_records[_at(count * d + i)] = record[_at(17 * i + 1 + lane)]
+                        flat_records[_at(count * d + i)] = record[_at(16 * i + lane)]
                     count += 1
-                latest = np.int64(table[_at(slot)])
-            simplices[_at(block + lane)] = latest
-    return count
+                simplices[_at(block + lane)] = simplex
+        return count
+
+    return place
 
 
 @kernel

@@ -98,8 +98,9 @@ def weigh(points, weights, factor, column, shares):  # type: ignore[no-untyped-d
     parts, flat = weights.reshape(weights.size), shares.reshape(shares.size)
     for row in range(len(points)):
         point = points[_at(row)]
+        own = factor[_at(point)]
         for k in range(axes):
-            flat[_at(row * columns + column + k)] = parts[_at(point * axes + k)] * factor[_at(point)]
+            flat[_at(row * columns + column + k)] = parts[_at(point * axes + k)] * own
 
 
 @kernel

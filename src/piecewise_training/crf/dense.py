@@ -13,7 +13,7 @@ from torch import Tensor
 from piecewise_training import checks
 from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import Normalization
-from piecewise_training.crf.lattice import Backend
+from piecewise_training.crf.lattice import Backend, together
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, approximate, check_arguments
 from piecewise_training.crf.pixels import Spatial, bilateral_kernel, spatial_kernel
 
@@ -110,17 +110,18 @@ def dense_crf(
     if from_probs:
         work = _log_of_probabilities(work)
     own: list[PairwiseTerm] = []
-    if isinstance(pos_w, Tensor) or pos_w:
-        kernel = spatial_kernel(
-            height, width, pos_xy_std, like=work, spatial=spatial, normalization=normalization, backend=backend
-        )
-        own.append(PairwiseTerm(kernel, pos_w, costs[0]))
-    if isinstance(bilateral_w, Tensor) or bilateral_w:
-        stds = bilateral_xy_std, bilateral_rgb_std
-        kernel = bilateral_kernel(pixels, *stds, like=work, normalization=normalization, backend=backend)
-        own.append(PairwiseTerm(kernel, bilateral_w, costs[1]))
-    check_arguments(work, [*own, *terms], iterations, tolerance, damping)
-    log_q = approximate(work, [*own, *terms], iterations, tolerance, damping, convergence, logarithm)
+    with together(backend, work.device):
+        if isinstance(pos_w, Tensor) or pos_w:
+            kernel = spatial_kernel(
+                height, width, pos_xy_std, like=work, spatial=spatial, normalization=normalization, backend=backend
+            )
+            own.append(PairwiseTerm(kernel, pos_w, costs[0]))
+        if isinstance(bilateral_w, Tensor) or bilateral_w:
+            stds = bilateral_xy_std, bilateral_rgb_std
+            kernel = bilateral_kernel(pixels, *stds, like=work, normalization=normalization, backend=backend)
+            own.append(PairwiseTerm(kernel, bilateral_w, costs[1]))
+        check_arguments(work, [*own, *terms], iterations, tolerance, damping)
+        log_q = approximate(work, [*own, *terms], iterations, tolerance, damping, convergence, logarithm)
     found = (log_q if batched else log_q[0]).to(logits.dtype)
     return found if isinstance(scores, Tensor) else found.numpy()
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -209,6 +210,11 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], bac
     if backend == "exact":
         return ExactOperator((features / bandwidths[:, None]).detach())
     return LatticeOperator(PermutohedralLattice.build(features, bandwidths, backend))
+
+
+def together(backend: Backend, device: torch.device) -> AbstractContextManager[Any]:
+    """A context whose calls share the backend's threads, which each of them would start for itself."""
+    return _kernels("numba").team() if resolve(backend, device) == "numba" else nullcontext()
 
 
 def resolve(backend: Backend, device: torch.device) -> Literal["numba", "triton", "reference", "exact"]:
