@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -140,6 +141,22 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_team_within_a_team_is_the_same_one() -> None:
+    """Each caller's thread has its own, and none outlives its context."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with _numba.team() as run, _numba.team() as inner, ThreadPoolExecutor(1) as elsewhere:
+            assert inner is run
+            assert run(lambda x: x * x, range(5)) == [0, 1, 4, 9, 16]
+            assert elsewhere.submit(lambda: getattr(_numba._working, "run", None)).result() is None
+        with _numba.team() as later:
+            assert later is not run
+    finally:
+        torch.set_num_threads(threads)
+    assert _numba._working.run is None
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,9 +2,9 @@
 
 An update is a softmax of scores, of which a part is linear in the marginals before it. Backwards the linear part is its
 transpose, so that the same sweep serves, with gradients where the marginals were. The gradients to compatibilities are
-products on the vertices of what was sent there; those to bandwidths need the sums of k_ij (f_i - f_j)² g_i v_j, which
-are the same products of features times what was sent. Of each update the filtered marginals are kept, on the vertices;
-the marginals of the pixels are made again from them, which takes less memory and little time.
+products on the vertices of what was sent there; those to bandwidths need the sums of k_ij (f_i - f_j)² g_i v_j, for
+which features times gradients are filtered too. Of each update the filtered marginals are kept, on the vertices; the
+marginals of the pixels are made again from them, which takes less memory and little time.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ def gradients(
 class _Moments:
     """What the gradients to one term's bandwidths and factors are made of.
 
-    For each update of marginals v to scores, and its gradient g, these are sums over pixels of g_i (K v)_i, v_j (K g)_j
-    and f_j v_j (K f g)_j.
+    For each update from marginals v to scores with the gradient g these are g_i (K v)_i and v_j (K g)_j at each pixel,
+    and the sums over pixels of f_j v_j (K f g)_j. A part's pixels are visited once an update: while their marginals are
+    at hand they meet what came back for them, and then the gradient before is sent.
 
     Args:
         state: the inference.

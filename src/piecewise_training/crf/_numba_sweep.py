@@ -313,7 +313,9 @@ def receive_kernel(axes: int, grouped: int) -> Any:
         """Adds to what each pixel has received its values times its messages, and to the moments the same of features.
 
         Messages are numbered over all terms of a part; what was `filtered` of features is a table for each of the
-        `moments`, without the copies of the terms before. `place` is that of `_Place`.
+        `moments`, without the copies of the terms before. `place` holds the columns of rows and the term's first among
+        them, the same of weights, the channels, the position with which `values` begin, the number of pixels, that of
+        numbers in one feature's table, and by how many such a table is shifted against the numbering of the part.
         """
         columns, column, all_weights, weight, channels, origin, points, stride, shift = place
         wide = channels // 16 * 16
