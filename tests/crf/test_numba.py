@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from piecewise_training.crf import _numba, _reference
+from piecewise_training.crf import _numba, _reference, dense_crf
 from tests.crf.oracle import unit
 
 # Batch, features, points, channels.
@@ -157,6 +157,25 @@ def test_a_team_within_a_team_is_the_same_one() -> None:
     finally:
         torch.set_num_threads(threads)
     assert _numba._working.run is None
+
+
+def test_a_call_starts_its_threads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lattice, its normalisation and mean field share them."""
+    started = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, workers: int) -> None:
+            super().__init__(workers)
+            started.append(workers)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(_numba, "ThreadPoolExecutor", Counted)
+    torch.set_num_threads(3)
+    try:
+        dense_crf(torch.randn(3, 20, 30), torch.zeros(3, 20, 30, dtype=torch.uint8))
+    finally:
+        torch.set_num_threads(threads)
+    assert started == [2]
 
 
 @settings(max_examples=40, deadline=None)

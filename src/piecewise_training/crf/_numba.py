@@ -298,7 +298,7 @@ def team() -> Iterator[Run]:
 
     Whoever is free takes the next item, and the caller works too: to wake a thread takes as long as a small task. The
     threads end with the context: kept, they would survive neither a fork nor the interpreter's end. A context within
-    another has the same threads, since to start them takes as long as a tenth of the work on a small image.
+    another has the same threads, since to start them takes time that counts on a small image.
     """
     threads = torch.get_num_threads()
     if getattr(_working, "run", None):

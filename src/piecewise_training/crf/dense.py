@@ -13,7 +13,7 @@ from torch import Tensor
 from piecewise_training import checks
 from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import Normalization
-from piecewise_training.crf.lattice import Backend, together
+from piecewise_training.crf.lattice import Backend, shared_threads
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, approximate, check_arguments
 from piecewise_training.crf.pixels import Spatial, bilateral_kernel, spatial_kernel
 
@@ -110,7 +110,7 @@ def dense_crf(
     if from_probs:
         work = _log_of_probabilities(work)
     own: list[PairwiseTerm] = []
-    with together(backend, work.device):
+    with shared_threads(backend, work.device):
         if isinstance(pos_w, Tensor) or pos_w:
             kernel = spatial_kernel(
                 height, width, pos_xy_std, like=work, spatial=spatial, normalization=normalization, backend=backend

@@ -212,7 +212,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], bac
     return LatticeOperator(PermutohedralLattice.build(features, bandwidths, backend))
 
 
-def together(backend: Backend, device: torch.device) -> AbstractContextManager[Any]:
+def shared_threads(backend: Backend, device: torch.device) -> AbstractContextManager[Any]:
     """A context whose calls share the backend's threads, which each of them would start for itself."""
     return _kernels("numba").team() if resolve(backend, device) == "numba" else nullcontext()
 
