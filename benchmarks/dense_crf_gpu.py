@@ -33,10 +33,10 @@ Call = Callable[[], object]
 Engine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def milliseconds(call: Call, device: torch.device, runs: int) -> list[float]:
-    """The times of some calls after two others."""
+def milliseconds(call: Call, device: torch.device, runs: int, before: int = 2) -> list[float]:
+    """The times of some calls after a few others."""
     found = []
-    for run in range(runs + 2):
+    for _ in range(before + runs):
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -48,9 +48,7 @@ def milliseconds(call: Call, device: torch.device, runs: int) -> list[float]:
             begin = time.perf_counter()
             call()
             found.append(1e3 * (time.perf_counter() - begin))
-        if run == 1:
-            found.clear()
-    return found
+    return found[before:]
 
 
 def conv_crf(scores: torch.Tensor, image: torch.Tensor, iterations: int, side: int) -> torch.Tensor:
@@ -104,51 +102,85 @@ def bandwidth(device: torch.device, runs: int, megabytes: int) -> float:
     return 2 * source.nbytes / (1e-3 * statistics.median(milliseconds(lambda: target.copy_(source), device, runs)))
 
 
+def back_to_back(call: Call, device: torch.device, runs: int, times: int = 20) -> list[float]:
+    """Milliseconds of one of several calls that the GPU finds in a graph, so that it does not wait for the CPU."""
+    if device.type != "cuda":
+        return milliseconds(call, device, runs)
+    graph = captured(lambda: [call() for _ in range(times)])
+    return [found / times for found in milliseconds(graph.replay, device, runs)]
+
+
+def captured(call: Call) -> torch.cuda.CUDAGraph:
+    """A call as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
 def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: int) -> list[dict[str, Any]]:
-    """Each step of one update with both lattices, and the building of the larger one, beside its floor."""
+    """Each step of one update with both lattices, all updates, and the building of the larger lattice."""
     from piecewise_training.crf import _triton
 
-    rows = scores.flatten(2).mT.reshape(-1, scores.shape[1]).contiguous()
-    gain = torch.full((scores.shape[1],), 3.0, device=scores.device)
+    device, batch = scores.device, len(scores)
+    height, width = scores.shape[2:]
+    logits = scores.flatten(2)
+    rows = _triton._rows(logits.softmax(1))
     like: Any = {"like": scores, "backend": "triton"}
-    spatial = spatial_kernel(*scores.shape[2:], STDS["pos"], **like)
+    spatial = spatial_kernel(height, width, STDS["pos"], **like)
     bilateral = bilateral_kernel(image, STDS["xy"], STDS["rgb"], **like)
-    found = []
+    steps: dict[str, tuple[Call, int]] = {}
+    messages, to_read = [], logits.nbytes + rows.nbytes
     for name, kernel in (("spatial", spatial), ("bilateral", bilateral)):
         operator: Any = kernel.operator
-        plan = _triton._plan(operator._tables, len(scores))
-        factor = _triton._factor(kernel.after, len(scores))
+        plan: _triton.Plan = operator._tables
+        factor = _triton._factor(kernel.after, batch)
         assert factor is not None
-        lattice = _triton._spread(plan, rows, factor)
-        points, axes = plan.weights.shape
-        row = 4 * scores.shape[1]
-        group_rows = (len(plan.groups) - 1) * axes * plan.copies * row
-        tables = 4 * (points * (axes + 1) + plan.vertices.numel())
-        steps: dict[str, tuple[Call, int]] = {
-            "splat": (
-                lambda p=plan, f=factor: _triton._spread(p, rows, f),
-                rows.nbytes + tables + 2 * group_rows + lattice.nbytes + 4 * plan.entries.numel(),
-            ),
-            "blur": (
-                lambda p=plan, v=lattice: _triton._blurred(p, v, False),
-                axes * (2 * lattice.nbytes + 8 * lattice.shape[1]),
-            ),
-            "slice and update": (
-                lambda p=plan, v=lattice, f=factor: _triton._updated(p, v, f, gain, rows, 1, torch.empty_like(rows)),
-                2 * rows.nbytes + tables + lattice.nbytes + factor.nbytes,
-            ),
-        }
-        for step, (call, moved) in steps.items():
-            found.append(_beside_floor(f"{name}: {step}", call, moved, scores.device, speed, runs))
+        through = _triton._Pass(plan, batch)
+        lattice = through.blurred(rows, factor)
+        spare = torch.empty_like(lattice)
+        sums = batch // len(plan) * plan.entries.numel() * rows[0].nbytes
+        tables = plan.weights.nbytes + plan.order.nbytes + factor.nbytes
+        through._run(rows, factor, lattice, spare, 0, 2, False)
+
+        def phases(first: int, last: int, through=through, factor=factor, lattice=lattice, spare=spare) -> Call:
+            return lambda: through._run(rows, factor, lattice, spare, first, last, False)
+
+        steps[f"{name}: splat"] = phases(0, 1), rows.nbytes + tables + plan.groups.nbytes + sums
+        steps[f"{name}: gather"] = phases(1, 2), sums + plan.entries.nbytes + plan.bounds.nbytes + lattice.nbytes
+        for axis in range(plan.axes):
+            moved = 2 * lattice.nbytes + plan.neighbours[0].nbytes
+            steps[f"{name}: blur {axis + 1}"] = phases(2 + axis, 3 + axis), moved
+        whole = lambda p=plan, f=factor: _triton._Pass(p, batch).blurred(rows, f)  # noqa: E731
+        steps[f"{name}: all of these"] = whole, rows.nbytes + tables + lattice.nbytes
+        messages.append(_triton._Message(plan, lattice, factor))
+        to_read += tables + plan.vertices.nbytes + lattice.nbytes
+    out = torch.empty_like(rows)
+    steps["read and update"] = lambda: _triton._read(messages, logits, out, logits.shape, "softmax"), to_read
+    found = [
+        _beside_floor(name, back_to_back(call, device, runs), moved, speed) for name, (call, moved) in steps.items()
+    ]
+
+    terms = [kernel.operator.normalized(kernel.before, kernel.after) for kernel in (spatial, bilateral)]  # type: ignore[union-attr]
+    weights = [torch.tensor(weight, device=device) for weight in (3.0, 10.0)]
+    updates = lambda: _triton.mean_field(terms, weights, logits, cpu.ITERATIONS, (height, width), False)  # noqa: E731
+    moved = cpu.ITERATIONS * (2 * rows.nbytes + to_read)
+    found.append(_beside_floor("all updates", milliseconds(updates, device, runs), moved, speed))
+    if device.type == "cuda":
+        times = milliseconds(captured(updates).replay, device, runs)
+        found.append(_beside_floor("all updates, as a graph", times, moved, speed))
     features, stds = bilateral_features(image)
     moved = features.nbytes + 4 * features.shape[0] * features.shape[2] * 30  # places, weights, names of 6 vertices
     call = lambda: PermutohedralLattice.build(features, stds, "triton")  # noqa: E731
-    found.append(_beside_floor("bilateral: lattice", call, moved, scores.device, speed, runs))
-    return found
+    return [*found, _beside_floor("bilateral: lattice", milliseconds(call, device, runs), moved, speed)]
 
 
-def _beside_floor(name: str, call: Call, moved: int, device: torch.device, speed: float, runs: int) -> dict[str, Any]:
-    times = milliseconds(call, device, runs)
+def _beside_floor(name: str, times: list[float], moved: int, speed: float) -> dict[str, Any]:
     floor = 1e3 * moved / speed
     return {"kernel": name, "ms": times, "floor_ms": floor, "ratio": statistics.median(times) / floor}
 
@@ -207,7 +239,8 @@ def time_case(size: str, batch: int, arguments: argparse.Namespace, speed: float
     for name, engine in engines(cpu.ITERATIONS).items():
         if batch > 1 and name.startswith(("ConvCRF", "pydensecrf2")):
             continue  # one after the other takes the same for each
-        times = [t / batch for t in milliseconds(lambda engine=engine: engine(scores, image), device, runs)]
+        how = (torch.device("cpu"), 3, 0) if name.endswith("CPU") else (device, runs, 2)  # which takes seconds
+        times = [t / batch for t in milliseconds(lambda engine=engine: engine(scores, image), *how)]
         case["ms_an_image"][name] = times
         lines.append(f"{start}{name:20} {statistics.median(times):9.3f} ms an image")
     case["peak_bytes"] = peak_bytes(lambda: dense_crf(scores, image, logarithm=False), device)
@@ -238,7 +271,7 @@ def main(arguments: argparse.Namespace) -> None:
         for backend in ("triton", "reference")
     }
     lines += [f"{size} x {batch:2}  a training step, {b}: {statistics.median(t):.2f} ms" for b, t in training.items()]
-    print("\n".join(lines))
+    print("\n".join(lines), flush=True)
     report = {**measuring.surroundings(), "iterations": cpu.ITERATIONS, "runs": arguments.runs, "copy_bytes_a_s": speed}
     report["machine"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     report |= {"results": results, "training": {"case": size, "batch": batch, "ms": training}}

@@ -173,6 +173,61 @@ def test_any_number_of_iterations(device: torch.device, classes: int) -> None:
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_any_number_of_terms(device: torch.device, count: int, classes: int) -> None:
+    """Which an update reads by twos."""
+    scores = torch.randn(2, classes, 5, device=device)
+    found = {}
+    for backend in ("triton", "reference"):
+        terms = [
+            PairwiseTerm(
+                GaussianKernel(points(2, 1 + place % 2, 5, 1.0, device), None, backend, "symmetric"), 1.0 + place
+            )
+            for place in range(count)
+        ]
+        found[backend] = mean_field(scores, terms, 2)
+    torch.testing.assert_close(found["triton"], found["reference"], atol=2e-5, rtol=0)
+
+
+def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all programs are not sure to run at the same time, phases are launched one by one: the same bits."""
+    features, values = points(2, 3, 40, 1.0, device), torch.randn(2, 3, 40, device=device)
+    plan = kernels.build(features, torch.ones(3, device=device))
+    together = kernels.splat_blur_slice(plan, values)
+    launched: list[tuple[int, int]] = []
+    monkeypatch.setattr(kernels, "_how", lambda device: kernels._How(3, False, {}))
+    spread = kernels.kernels.spread
+
+    class Spy:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def launch(*args: Any, **kwargs: Any) -> None:
+                launched.append(args[-2:])
+                spread[grid](*args, **kwargs)
+
+            return launch
+
+    monkeypatch.setattr(kernels.kernels, "spread", Spy())
+    assert torch.equal(kernels.splat_blur_slice(plan, values), together)
+    assert launched == [(phase, phase + 1) for phase in range(6)]
+
+
+def test_a_batchs_tables_one_by_one(kernels: ModuleType, device: torch.device) -> None:
+    """A batch's plan has each image's tables, as if it had been built alone."""
+    features, ones = points(3, 2, 20, 2.0, device), torch.ones(2, device=device)
+    plan = kernels.build(features, ones)
+    assert len(plan) == 3
+    assert [len(part) for part in (plan[:2], plan[1:], list(plan))] == [2, 2, 3]
+    values = torch.randn(3, 2, 20, device=device)
+    together = kernels.splat_blur_slice(plan, values)
+    for image, tables in enumerate(plan):
+        alone = kernels.build(features[image : image + 1], ones)
+        assert [table.shape for table in tables] == [table.shape for table in alone[0]]
+        torch.testing.assert_close(
+            kernels.splat_blur_slice(alone, values[image : image + 1])[0], together[image], atol=1e-6, rtol=1e-5
+        )
+
+
 def test_watched(device: torch.device) -> None:
     image, scores = torch.zeros(1, 3, 2, 3, device=device), torch.randn(1, 2, 2, 3, device=device)
     found, expected = (dense_crf(scores, image, iterations=3, damping=0.3, backend=b) for b in ("triton", "reference"))
@@ -192,16 +247,6 @@ def test_layer_learns(device: torch.device) -> None:
     image, scores = 90 * torch.rand(1, 3, 2, 4, device=device), torch.randn(1, 3, 2, 4, device=device)
     crf(scores, image)[:, 0].sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in crf.parameters())
-
-
-def test_a_batchs_tables_are_prepared_once(kernels: ModuleType, device: torch.device) -> None:
-    features = points(1, 1, 6, 1.0, device)
-    kernel = GaussianKernel(features, backend="triton")
-    values = torch.randn(1, 1, 6, device=device)
-    kernel(values)
-    plan = kernel.operator._tables.derived  # type: ignore[union-attr]
-    kernel(values)
-    assert kernel.operator._tables.derived is plan  # type: ignore[union-attr]
 
 
 def test_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,17 +285,22 @@ from triton.compiler import ASTSource, compile
 from piecewise_training.crf import _triton_kernels as kernels
 
 kinds = {"F": "*fp32", "I": "*i32", "L": "*i64", "n": "i32", "x": "fp32"}
-tile = {"SCALED": True, "V": 6, "C": 32, "BLOCK": 32}
+tile = {"S": 24, "C": 32, "BLOCK": 32}
+both = {"V1": 3, "V2": 6, "SCALED1": True, "SCALED2": True, "SHARED1": True, "SHARED2": False}
+rows = {"BASE": "planes", "RESULT": "softmax", "PLANES": False}
+planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
-    ("place", "FFLFLLn", {"D": 5, "P": 8, "BLOCK": 16}),
-    ("splat", "IIFFFFnnn", tile),
-    ("gather", "IIFFnnn", {"C": 32, "BLOCK": 16}),
-    ("blur", "IIFFnn", {"C": 32, "BLOCK": 32}),
-    ("slice_out", "IIFFFFnnnx", tile),
-    *(("update", "IIFFFFFFnnnx", {**tile, "RESULT": result}) for result in range(3)),
+    ("place", "FFLFLLn", {"D": 5, "P": 8, "BITS": 63, "BLOCK": 128}),
+    ("mark", "LIn", {"POINTS": 16, "BLOCK": 256}),
+    ("group_points", "LILIIIILnn", {"V": 6, "BLOCK": 256}),
+    ("number_vertices", "LLIIIILnn", {"BLOCK": 256}),
+    ("find_neighbours", "LLInn", {"BITS": 63, "BLOCK": 256}),
+    ("spread", "IIFFFFIIIFFInnnnnnn", {"SCALED": True, "BACKWARDS": False, "V": 6, "LANES": 8, **tile}),
+    *(("read", 2 * "IIFFFFnx" + "FFnn", {"TERMS": terms, **both, **how, **tile})
+      for terms, how in ((0, rows), (1, planes), (2, rows))),
 ]:
     function = getattr(kernels, name)
-    types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 9]))
+    types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 13]))
     built = compile(ASTSource(fn=function, signature=types, constexprs=constants), target=GPUTarget("cuda", 90, 32))
     print(name, len(built.asm["cubin"]) > 0)
 """
@@ -261,10 +311,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     """For an H200's architecture, with the assembler that Triton brings along."""
     result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [
-        *("place", "True", "splat", "True", "gather", "True", "blur", "True", "slice_out", "True"),
-        *(3 * ("update", "True")),
-    ]
+    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", *3 * ["read"]]
+    assert result.stdout.split() == [word for name in names for word in (name, "True")]
 
 
 def test_kernels_run_on_their_tensors_gpu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ vertex: results are the same bits in every run. Nothing between the first update
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from dataclasses import dataclass, fields
+from functools import cache, cached_property, wraps
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 import torch
 import triton
@@ -19,16 +21,22 @@ from torch import Tensor
 from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import Normalized, Tables, centred, elevation
 
-_POINTS = 32  # of a group: more leave lanes idle in small simplices, fewer make more sums to be gathered
-_ENTRIES = 16  # sums that a vertex gathers at a time
-_NUMBERS = 1024  # of a tile of points or vertices and channels: with more the registers of sm_90 run out
+_POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
+_WARPS = 4  # of a kernel whose programs meet
+_LINE = 256  # numbers that a program works on in a line
+_PROGRAMS = 32 // _WARPS  # of it on each multiprocessor, where a thread has 64 registers
+
+Result = Literal["sum", "softmax", "log_softmax"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Plan(NamedTuple):
-    """A batch's lattices as one, or one that serves each of so many copies of its points, ready to be summed over.
+@dataclass(frozen=True)
+class Plan(Sequence[Tables]):
+    """The lattices of a batch, whose points, simplices and vertices follow each other, ready to be summed over.
+
+    As a sequence it has each image's tables for itself.
 
     Attributes:
         simplices: (n,) of each point.
@@ -39,7 +47,7 @@ class Plan(NamedTuple):
         groups: (g + 1,) where each group of points begins in this order.
         entries: (g v,) the sums of groups sorted by vertex.
         bounds: (m + 2,) where each vertex's entries begin.
-        copies: of the points.
+        ends: for each image the first simplex and vertex that are no longer its own.
     """
 
     simplices: Int[Tensor, " n"]
@@ -50,7 +58,51 @@ class Plan(NamedTuple):
     groups: Int[Tensor, " g"]
     entries: Int[Tensor, " e"]
     bounds: Int[Tensor, " b"]
-    copies: int
+    ends: list[tuple[int, int]]
+
+    @property
+    def points(self) -> int:
+        """The points of an image."""
+        return len(self.simplices) // len(self.ends)
+
+    @property
+    def axes(self) -> int:
+        """The vertices of a simplex."""
+        return self.vertices.shape[1]
+
+    @property
+    def share(self) -> float:
+        """What the blur's weights add up to, inverted."""
+        return 1 / (1 + 2.0 ** (1 - self.axes))
+
+    @cached_property
+    def lanes(self) -> int:
+        """How many share out the entries of a vertex: about one for every four of them."""
+        return min(32, 1 << max(0, math.ceil(math.log2(len(self.entries) / len(self.bounds) / 4))))
+
+    def __len__(self) -> int:
+        """Images."""
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, image: int) -> Tables: ...
+    @overload
+    def __getitem__(self, image: slice) -> Sequence[Tables]: ...
+    def __getitem__(self, image: int | slice) -> Tables | Sequence[Tables]:
+        """An image's tables, whose numbers begin at 0."""
+        if isinstance(image, slice):
+            return [self[one] for one in range(*image.indices(len(self)))]
+        simplex, vertex = (0, 0) if image == 0 else self.ends[image - 1]
+        last_simplex, last_vertex = self.ends[image]
+        own = slice(image * self.points, (image + 1) * self.points)
+        around = self.neighbours[:, :, vertex:last_vertex]
+        missing = around == self.neighbours.shape[2]
+        return (
+            self.simplices[own] - simplex,
+            self.vertices[simplex:last_simplex] - vertex,
+            self.weights[own],
+            torch.where(missing, last_vertex, around) - vertex,
+        )
 
 
 class Step(NamedTuple):
@@ -60,12 +112,19 @@ class Step(NamedTuple):
     lattices: list[Tensor]
 
 
-class Kept(NamedTuple):
-    """What the gradients of mean field need: for each term its plan, mixture and factors, and each update."""
+class Term(NamedTuple):
+    """What an update needs of a term: its lattices, its factors, and what each channel's message is multiplied by."""
 
-    plans: list[Plan]
-    mixtures: list[Tensor]
-    factors: list[tuple[Tensor | None, Tensor | None]]
+    plan: Plan
+    before: Tensor | None
+    after: Tensor | None
+    mixture: Tensor
+
+
+class Kept(NamedTuple):
+    """What the gradients of mean field need: the terms and each update."""
+
+    terms: list[Term]
     steps: list[Step]
 
 
@@ -84,67 +143,88 @@ def _on_the_gpu_of(argument: int) -> Callable[[Callable[_P, _R]], Callable[_P, _
 
 
 @_on_the_gpu_of(0)
-def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> list[Tables]:
+def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Plan:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`.
 
-    Simplices and vertices are told apart by names of 64 bits. That two of a million share one has a probability below
-    one in ten million.
+    Simplices and vertices are told apart by names of 63 bits, of which the image's number takes some. That two of a
+    million share one has in a batch of b a probability below b in ten million.
     """
     batch, d, points = features.shape
-    rise = (elevation(d).to(features) / bandwidths[:, None]).contiguous()
-    multipliers = _multipliers(2 * d, features.device)
-    weights = features.new_empty(batch, points, d + 1)
-    corners = torch.empty(batch, points, d + 1, dtype=torch.int64, device=features.device)
-    names = torch.empty(batch, points, dtype=torch.int64, device=features.device)
-    axes = triton.next_power_of_2(d + 1)
-    block = max(1, min(64, 1024 // axes**2))
+    device, axes = features.device, triton.next_power_of_2(d + 1)
+    bits = 63 - (batch - 1).bit_length()
+    weights = features.new_empty(batch * points, d + 1)
+    corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
+    names = torch.empty(batch * points, dtype=torch.int64, device=device)
+    block = max(1, min(128, 8192 // axes**2))
     kernels.place[triton.cdiv(points, block), batch](
-        features.contiguous(), rise, multipliers, weights, corners, names, points, D=d, P=axes, BLOCK=block
+        features.contiguous(), _elevation(d, features.dtype, device) / bandwidths[:, None], _multipliers(2 * d, device),
+        weights, corners, names, points, D=d, P=axes, BITS=bits, BLOCK=block,
+    )  # fmt: skip
+
+    ordered, order = names.sort(stable=True)
+    numbers = _numbered(ordered, _POINTS)
+    many_simplices, many = numbers[:, -1].tolist()
+    sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
+    groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
+    of_groups = torch.empty(many, d + 1, dtype=torch.int64, device=device)
+    kernels.group_points[_blocks(len(names))](
+        order, numbers, corners, sorted_points, simplices, groups, firsts, of_groups, len(names), many, V=d + 1,
+        BLOCK=_LINE,
+    )  # fmt: skip
+    simplex_ends = numbers[0, points - 1 :: points] if batch > 1 else None
+
+    ordered, order = of_groups.flatten().sort(stable=True)
+    numbers = _numbered(ordered, 0)
+    size = int(numbers[0, -1])
+    entries, bounds, vertices = (
+        _integers(device, len(order)),
+        _integers(device, size + 2),
+        _integers(device, many, d + 1),
     )
-    ordered, order = names.sort(dim=1, stable=True)
-    numbers = torch.cat([names.new_zeros(batch, 1), (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)], 1)
-    simplices = torch.empty_like(numbers).scatter_(1, order, numbers).int()
-    counts = (numbers[:, -1] + 1).tolist()
-    tables = []
-    for image, count in enumerate(counts):
-        first = order[image, torch.searchsorted(numbers[image], torch.arange(count, device=features.device))]
-        known, vertices = torch.unique(corners[image, first], return_inverse=True)
-        tables.append((simplices[image], vertices.int(), weights[image], _neighbours(known, multipliers[:d])))
-    return tables
+    known = torch.empty(size, dtype=torch.int64, device=device)
+    kernels.number_vertices[_blocks(len(order))](
+        order, ordered, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
+    )
+    neighbours = _integers(device, d + 1, 2, size)
+    kernels.find_neighbours[triton.cdiv(size, _LINE), 2 * (d + 1)](
+        known, _steps(d, device), neighbours, size, size.bit_length(), BITS=bits, BLOCK=_LINE
+    )
+    ends = [(many_simplices, size)]
+    if simplex_ends is not None:
+        beyond = torch.arange(1, batch, device=device) << bits
+        vertex_ends = [*torch.searchsorted(known, beyond).tolist(), size]
+        ends = list(zip(simplex_ends.tolist(), vertex_ends, strict=True))
+    return Plan(simplices, vertices[firsts], weights, neighbours, sorted_points, groups, entries, bounds, ends)
 
 
 @_on_the_gpu_of(1)
-def splat_blur_slice(
-    lattices: Sequence[Tables], values: Float[Tensor, "b c n"], transpose: bool = False
-) -> Float[Tensor, "b c n"]:
+def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
-    plan = _plan(lattices, len(values))
-    lattice = _blurred(plan, _spread(plan, _rows(values), None), transpose)
-    return _values(_read(plan, lattice, None), len(values))
+    lattice = _Pass(plan, len(values)).blurred(_rows(values), None, transpose)
+    return _read([_Message(plan, lattice)], None, values.new_empty(values.shape), values.shape)
 
 
-def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 1 n"]:
+def normalizer(plan: Plan, symmetric: bool) -> Float[Tensor, "b 1 n"]:
     """One over what the filter makes of ones, or over its root; see `_reference.normalizer`."""
-    ones = torch.stack([torch.ones_like(weights[None, :, 0]) for _, _, weights, _ in lattices])
-    sums = splat_blur_slice(lattices, ones) + 1e-20
+    sums = splat_blur_slice(plan, plan.weights.new_ones(len(plan), 1, plan.points)) + 1e-20
     return sums.rsqrt() if symmetric else sums.reciprocal()
 
 
 @_on_the_gpu_of(1)
 def moments(
-    lattices: Sequence[Tables],
+    plan: Plan,
     features: Float[Tensor, "b d n"],
     values: Float[Tensor, "b c n"],
     against: Float[Tensor, "b c n"],
     transpose: bool = False,
 ) -> Float[Tensor, "b d n"]:
     """Filters f v for each feature and contracts it with `against` over the channels; see `_reference.moments`."""
-    plan = _plan(lattices, len(values))
-    rows, others = _rows(values), _rows(against)
+    rows, through = _rows(values), _Pass(plan, len(values))
     found = []
     for feature in features.expand(len(values), -1, -1).unbind(1):
-        lattice = _blurred(plan, _spread(plan, rows, feature.reshape(-1).contiguous()), transpose)
-        found.append((_read(plan, lattice, None) * others).sum(1).reshape(feature.shape))
+        lattice = through.blurred(rows, feature.reshape(-1).contiguous(), transpose)
+        filtered = _read([_Message(plan, lattice)], None, values.new_empty(values.shape), values.shape)
+        found.append((filtered * against).sum(1))
     return torch.stack(found, 1)
 
 
@@ -160,24 +240,38 @@ def mean_field(
 ) -> tuple[Float[Tensor, "b k n"], Kept]:
     """Mean field, and where it is to be kept what the gradients need; see `_reference.mean_field`."""
     del grid
-    batch = len(logits)
-    plans = [_plan(term.lattices, batch) for term in terms]
-    factors = [(_factor(term.before, batch), _factor(term.after, batch)) for term in terms]
-    gains = [_gain(mixture, logits) for mixture in mixtures]
-    kept = Kept(plans, list(mixtures), factors, [])
-    scores = _rows(logits)
-    q = scores.log_softmax(1) if logarithm and not iterations else scores.softmax(1)
+    shape = batch, classes, points = logits.shape
+    logits = logits.detach().contiguous()
+    own = [
+        Term(cast(Plan, lattices), _factor(before, batch), _factor(after, batch), mixture.detach())
+        for (lattices, before, after), mixture in zip(terms, mixtures, strict=True)
+    ]
+    gains = [_padded(term.mixture.expand(classes) if term.mixture.ndim < 2 else term.mixture) for term in own]
+    passes = [_Pass(term.plan, batch, iterations) for term in own]
+    kept = Kept(own, [])
+    result: Result = "log_softmax" if logarithm else "softmax"
+    if not iterations:
+        return _read([], logits, torch.empty_like(logits), shape, result), kept
+    q = _read([], logits, logits.new_empty(batch * points, _width(classes)), shape, "softmax")
     for iteration in range(iterations):
-        total, found, lattices = scores, torch.empty_like(scores), []
-        for place, (plan, (before, after), gain) in enumerate(zip(plans, factors, gains, strict=True)):
-            lattice = _blurred(plan, _spread(plan, q, before), False)
-            result = 0 if place < len(plans) - 1 else 2 if logarithm and iteration == iterations - 1 else 1
-            total = _updated(plan, lattice, after, gain, total, result, found)
-            lattices.append(lattice)
+        lattices = [through.blurred(q, term.before) for through, term in zip(passes, own, strict=True)]
+        messages = [
+            _Message(term.plan, lattice, term.after, gain) if gain.ndim == 1
+            else _Message(term.plan, lattice @ gain.T, term.after)
+            for term, lattice, gain in zip(own, lattices, gains, strict=True)
+        ]  # fmt: skip
         if keep:
             kept.steps.append(Step(q, lattices))
-        q = total
-    return _values(q, batch), kept
+            q = torch.empty_like(q)
+        base = logits
+        for two in range(0, len(messages) - 2, 2):
+            base = _read(messages[two : two + 2], base, q, shape)
+        rest = messages[-2 + len(messages) % 2 :]
+        if iteration < iterations - 1:
+            _read(rest, base, q, shape, "softmax")
+        else:
+            found = _read(rest, base, torch.empty_like(logits), shape, result)
+    return found, kept
 
 
 @_on_the_gpu_of(1)
@@ -195,12 +289,10 @@ def mean_field_gradients(
         gradient: that to log_q.
         features: each term's, for each image or for all, and its bandwidths, where these are learned.
     """
-    batch, classes, _ = log_q.shape
     slopes = [
-        _Slopes(plan, mixture, *own, _flat(pair, batch))
-        for plan, mixture, own, pair in zip(kept.plans, kept.mixtures, kept.factors, features, strict=True)
+        _Slopes(term, log_q.shape, _flat(pair, len(log_q))) for term, pair in zip(kept.terms, features, strict=True)
     ]
-    q, change = _rows(log_q).exp(), _rows(gradient)
+    q, change = _rows(log_q.exp()), _rows(gradient)
     to_logits = torch.zeros_like(change)
     for step in reversed(kept.steps):
         change = change - q * change.sum(1, keepdim=True)
@@ -210,17 +302,17 @@ def mean_field_gradients(
             to_q += own.pull(step.q, lattice, change)
         q, change = step.q, step.q * to_q
     to_logits += change - q * change.sum(1, keepdim=True)
-    return _values(to_logits, batch), [own.found(batch, classes) for own in slopes]
+    return _planes(to_logits, log_q.shape), [own.found() for own in slopes]
 
 
 class _Slopes:
     """Adds up the gradients to what makes up one term, from the last update to the first."""
 
-    def __init__(
-        self, plan: Plan, mixture: Tensor, before: Tensor | None, after: Tensor | None, features: list[Tensor] | None
-    ) -> None:
-        self._plan, self._mixture = plan, mixture
-        self._before, self._after, self._features = before, after, features
+    def __init__(self, term: Term, shape: tuple[int, ...], features: list[Tensor] | None) -> None:
+        self._plan, self._before, self._after, mixture = term
+        self._mixture = _padded(mixture) if mixture.ndim else mixture
+        self._shape, self._features = shape, features
+        self._pass = _Pass(self._plan, shape[0])
         self._products: Tensor | float = 0.0
         self._to_before: Tensor | float = 0.0
         self._to_after: Tensor | float = 0.0
@@ -229,10 +321,10 @@ class _Slopes:
     def pull(self, q: Tensor, lattice: Tensor, change: Tensor) -> Tensor:
         """The gradient to the marginals before an update, from that to the scores after it."""
         plan = self._plan
-        sent = _spread(plan, change, self._after)
+        sent = self._pass.sums(change, self._after)
         products = torch.einsum("xva,xvb->ab", sent, lattice)
-        self._products = self._products + products * _share(plan)
-        back = self._mixed(_read(plan, _blurred(plan, sent, True), None))
+        self._products = self._products + products * plan.share
+        back = self._mixed(self._received(self._pass.blur(sent, True), q))
         if self._features is not None:
             self._learn(q, lattice, change, back)
         return back if self._before is None else back * self._before[:, None]
@@ -241,19 +333,23 @@ class _Slopes:
         """What the factors and bandwidths get: sums of k_ij f_i f_j g_i v_j are taken on the vertices."""
         plan = self._plan
         self._to_before = self._to_before + (back * q).sum(1)
-        self._to_after = self._to_after + (self._mixed(change) * _read(plan, lattice, None)).sum(1)
+        self._to_after = self._to_after + (self._mixed(change) * self._received(lattice, q)).sum(1)
         for dim, feature in enumerate(self._features or ()):
-            received = self._mixed(_spread(plan, change, _times(feature, self._after)))
-            filtered = _blurred(plan, _spread(plan, q, _times(feature, self._before)), False)
-            self._cross[dim] = self._cross[dim] + (received * filtered).sum(dtype=torch.float64) * _share(plan)
+            mixed = self._mixed(self._pass.sums(change, _times(feature, self._after)))
+            filtered = self._pass.blurred(q, _times(feature, self._before))
+            self._cross[dim] = self._cross[dim] + (mixed * filtered).sum(dtype=torch.float64) * plan.share
+
+    def _received(self, lattice: Tensor, like: Tensor) -> Tensor:
+        return _read([_Message(self._plan, lattice)], None, torch.empty_like(like), self._shape)
 
     def _mixed(self, values: Tensor) -> Tensor:
         return values @ self._mixture if self._mixture.ndim == 2 else values * self._mixture
 
-    def found(self, batch: int, classes: int) -> list[Tensor | None]:
+    def found(self) -> list[Tensor | None]:
         """The gradients to the mixture, the factors before and after, and the spread of each feature."""
-        like = self._plan.weights
-        products = torch.as_tensor(self._products, device=like.device).expand(classes, classes)
+        like, (batch, classes, _) = self._plan.weights, self._shape
+        width = _width(classes)
+        products = torch.as_tensor(self._products, device=like.device).expand(width, width)[:classes, :classes]
         if self._features is None:
             return [products, None, None, None]
         to_before, to_after = (
@@ -268,6 +364,169 @@ class _Slopes:
         return [products, to_before.reshape(shape), to_after.reshape(shape), torch.stack(spread)]
 
 
+class _Pass:
+    """The way of rows to the vertices of a plan, over and over; one plan of one image serves a whole batch."""
+
+    def __init__(self, plan: Plan, batch: int, times: int = 1) -> None:
+        self._plan, self._copies = plan, batch // len(plan)
+        self._arrivals, self._turn = torch.zeros(times, dtype=torch.int32, device=plan.order.device), 0
+
+    def blurred(
+        self, rows: Float[Tensor, "p s"], factor: Float[Tensor, " p"] | None, backwards: bool = False
+    ) -> Float[Tensor, "x m s"]:
+        """What the points, times a factor each, give to the vertices of each copy, blurred along every axis."""
+        lattice = self._empty(rows)
+        spare = torch.empty_like(lattice)
+        self._run(rows, factor, lattice, spare, 0, 2 + self._plan.axes, backwards)
+        return spare if self._plan.axes % 2 else lattice
+
+    def sums(self, rows: Float[Tensor, "p s"], factor: Float[Tensor, " p"] | None) -> Float[Tensor, "x m s"]:
+        """The same without the blur; the last vertex is none, and holds zeros."""
+        lattice = self._empty(rows)
+        self._run(rows, factor, lattice, lattice, 0, 2, False)
+        return lattice
+
+    def blur(self, lattice: Float[Tensor, "x m s"], backwards: bool) -> Float[Tensor, "x m s"]:
+        """Sums after the blur along every axis; their memory is used."""
+        spare = torch.empty_like(lattice)
+        self._run(lattice, None, lattice, spare, 2, 2 + self._plan.axes, backwards)
+        return spare if self._plan.axes % 2 else lattice
+
+    def _empty(self, rows: Tensor) -> Tensor:
+        return rows.new_empty(self._copies, len(self._plan.bounds) - 1, rows.shape[1])
+
+    def _run(
+        self, rows: Tensor, factor: Tensor | None, lattice: Tensor, spare: Tensor, first: int, last: int,
+        backwards: bool,
+    ) -> None:  # fmt: skip
+        plan, width = self._plan, lattice.shape[2]
+        groups, size = len(plan.groups) - 1, lattice.shape[1]
+        sums = rows.new_empty(self._copies * groups * plan.axes if first < 2 else 1, width)
+        tile = _tile(width, _WARPS)
+        lanes = min(plan.lanes, tile["BLOCK"])
+        tiles = self._copies * triton.cdiv(max(groups * triton.cdiv(plan.axes, 3), size * lanes), tile["BLOCK"])
+        if self._turn == len(self._arrivals):
+            self._arrivals, self._turn = torch.zeros_like(self._arrivals), 0
+        how = _how(rows.device)
+        for begin, end in [(first, last)] if how.meet else [(phase, phase + 1) for phase in range(first, last)]:
+            kernels.spread[(min(tiles, how.programs),)](
+                plan.order, plan.groups, plan.weights, rows if factor is None else factor, rows, sums, plan.entries,
+                plan.bounds, plan.neighbours, lattice, spare, self._arrivals, self._turn, self._copies,
+                len(plan.simplices), groups, size, begin, end, SCALED=factor is not None, BACKWARDS=backwards,
+                V=plan.axes, S=width, LANES=lanes, **tile, **how.options,
+            )  # fmt: skip
+        self._turn += 1
+
+
+class _How(NamedTuple):
+    """How a kernel in phases is launched: with so many programs, all phases at once or one by one."""
+
+    programs: int
+    meet: bool
+    options: dict[str, Any]
+
+
+@cache
+def _how(device: torch.device) -> _How:
+    """Programs can only wait for each other where they are sure to run at the same time: in a cooperative launch."""
+    if device.type == "cpu":
+        return _How(1, True, {})
+    count = _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+    if torch.version.cuda is None or not _cooperates():
+        return _How(count, False, {})
+    return _How(count, True, {"launch_cooperative_grid": True, "maxnreg": 64})
+
+
+def _cooperates() -> bool:
+    """Whether this Triton can launch all programs of a kernel at the same time."""
+    from triton.backends.nvidia.compiler import CUDAOptions
+
+    return "launch_cooperative_grid" in {field.name for field in fields(CUDAOptions)}
+
+
+class _Message(NamedTuple):
+    """What points are to read: from these vertices, times a factor each and a gain of each channel."""
+
+    plan: Plan
+    lattice: Float[Tensor, "x m s"]
+    factor: Float[Tensor, " p"] | None = None
+    gain: Float[Tensor, " s"] | None = None
+
+
+def _read(
+    messages: Sequence[_Message],
+    base: Tensor | None,
+    out: Tensor,
+    shape: tuple[int, ...],
+    result: Result = "sum",
+) -> Tensor:
+    """The sum of a base and of up to two messages, or its softmax; base and `out` are planes (B, K, N) or rows.
+
+    Args:
+        messages: none, one or two.
+        base: None is 0.
+        out: what is written, and given back.
+        shape: images, channels, and points of an image.
+        result: what is made of the sum.
+    """
+    batch, channels, points = shape
+    width = _width(channels)
+    terms: list[Any] = []
+    flags: dict[str, Any] = {}
+    for place in range(2):
+        plan, lattice, factor, gain = messages[place] if place < len(messages) else _Message(None, out)  # type: ignore[arg-type]
+        tables = (out, out, out) if plan is None else (plan.simplices, plan.vertices, plan.weights)
+        gain = _ones(width, out.dtype, out.device) if gain is None else gain
+        share = 1.0 if plan is None else plan.share
+        terms += [*tables, out if factor is None else factor, gain, lattice, lattice.shape[1], share]
+        flags[f"V{place + 1}"] = 1 if plan is None else plan.axes
+        flags[f"SCALED{place + 1}"] = factor is not None
+        flags[f"SHARED{place + 1}"] = plan is not None and len(plan) == 1
+    tile = _tile(width)
+    kernels.read[triton.cdiv(points, tile["BLOCK"]), batch](
+        *terms, out if base is None else base, out, points, channels, TERMS=len(messages),
+        BASE="none" if base is None else "planes" if base.ndim == 3 else "rows", RESULT=result, PLANES=out.ndim == 3,
+        S=width, **flags, **tile,
+    )  # fmt: skip
+    return out
+
+
+def _tile(width: int, warps: int = 4) -> dict[str, Any]:
+    """Powers of two of channels and of points or vertices that a program works on: eight numbers in each thread."""
+    columns = triton.next_power_of_2(width)
+    return {"C": columns, "BLOCK": max(1, 256 * warps // columns), "num_warps": warps}
+
+
+def _width(channels: int) -> int:
+    """The numbers of a row: so many channels, filled up with zeros for loads of four at a time."""
+    return channels if channels < 3 else -(-channels // 4) * 4
+
+
+def _padded(mixture: Tensor) -> Tensor:
+    """The diagonal of a mixture, or all of it, as wide as rows are."""
+    missing = _width(mixture.shape[-1]) - mixture.shape[-1]
+    return torch.nn.functional.pad(mixture, [0, missing] * mixture.ndim).contiguous()
+
+
+def _rows(values: Float[Tensor, "b c n"]) -> Float[Tensor, "p s"]:
+    """Each point's channels side by side."""
+    batch, channels, points = values.shape
+    rows = values.new_zeros(batch, points, _width(channels))
+    rows[..., :channels] = values.detach().mT
+    return rows.reshape(batch * points, -1)
+
+
+def _planes(rows: Float[Tensor, "p s"], shape: tuple[int, ...]) -> Float[Tensor, "b c n"]:
+    """The channels of rows as a batch has them."""
+    batch, channels, points = shape
+    return rows.reshape(batch, points, -1)[..., :channels].mT.contiguous()
+
+
+def _factor(factor: Tensor | None, batch: int) -> Float[Tensor, " p"] | None:
+    """A factor for each point of a batch."""
+    return None if factor is None else factor.detach().expand(batch, -1, -1).reshape(-1).contiguous()
+
+
 def _times(values: Tensor, factor: Tensor | None) -> Tensor:
     return values if factor is None else values * factor
 
@@ -279,155 +538,42 @@ def _flat(pair: tuple[Tensor, Tensor] | None, batch: int) -> list[Tensor] | None
     return [feature.reshape(-1) for feature in centred(*pair).expand(batch, -1, -1).unbind(1)]
 
 
-def _updated(
-    plan: Plan, lattice: Tensor, factor: Tensor | None, gain: Tensor, scores: Tensor, result: int, out: Tensor
-) -> Tensor:
-    """Scores with a term's message: themselves (`result` 0), their softmax (1), or its logarithm (2)."""
-    if gain.ndim == 2:
-        total = torch.addmm(scores, _read(plan, lattice, factor), gain.T)
-        return total if result == 0 else total.softmax(1) if result == 1 else total.log_softmax(1)
-    points, axes = plan.weights.shape
-    channels, size = scores.shape[1], lattice.shape[1]
-    tile = _tile(channels)
-    kernels.update[triton.cdiv(points, tile["BLOCK"]), plan.copies](
-        plan.simplices, plan.vertices, plan.weights, scores if factor is None else factor, gain, lattice, scores, out,
-        points, size, channels, _share(plan), SCALED=factor is not None, RESULT=result, V=axes, **tile,
-    )  # fmt: skip
-    return out
+def _numbered(ordered: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
+    """The numbers, from 1, of sorted names, and where `points` are given of groups of no more than so many."""
+    begins = torch.empty(2 if points else 1, len(ordered), dtype=torch.int32, device=ordered.device)
+    kernels.mark[_blocks(len(ordered))](ordered, begins, len(ordered), POINTS=points, BLOCK=_LINE)
+    return begins.cumsum(1, dtype=torch.int32)
 
 
-def _spread(plan: Plan, rows: Float[Tensor, "p c"], factor: Float[Tensor, " p"] | None) -> Float[Tensor, "x m c"]:
-    """What the points, times a factor each, give to the vertices of each copy; a row of zeros comes last."""
-    points, axes = plan.weights.shape
-    channels, groups, size = rows.shape[1], len(plan.groups) - 1, len(plan.bounds) - 1
-    sums = rows.new_empty(plan.copies, groups * axes, channels)
-    columns = {"C": triton.next_power_of_2(channels)}
-    kernels.splat[groups, plan.copies](
-        plan.order, plan.groups, plan.weights, rows if factor is None else factor, rows, sums, points, groups, channels,
-        SCALED=factor is not None, V=axes, BLOCK=_POINTS, **columns,
-    )  # fmt: skip
-    lattice = rows.new_empty(plan.copies, size, channels)
-    kernels.gather[size, plan.copies](
-        plan.entries, plan.bounds, sums, lattice, groups * axes, size, channels, BLOCK=_ENTRIES, **columns
-    )
-    return lattice
+def _integers(device: torch.device, *shape: int) -> Int[Tensor, "*s"]:
+    return torch.empty(shape, dtype=torch.int32, device=device)
 
 
-def _blurred(plan: Plan, lattice: Float[Tensor, "x m c"], transpose: bool) -> Float[Tensor, "x m c"]:
-    """The vertices after the blur along every axis."""
-    _, size, channels = lattice.shape
-    spare = [torch.empty_like(lattice), torch.empty_like(lattice)]
-    tile = _tile(channels)
-    axes = plan.neighbours.unbind(0)
-    for turn, (before, after) in enumerate(reversed(axes) if transpose else axes):
-        target = spare[turn % 2]
-        kernels.blur[triton.cdiv(size, tile["BLOCK"]), plan.copies](
-            before, after, lattice, target, size, channels, **tile
-        )
-        lattice = target
-    return lattice
+def _blocks(count: int) -> tuple[int]:
+    """The programs for so many numbers in a line."""
+    return (triton.cdiv(count, _LINE),)
 
 
-def _read(plan: Plan, lattice: Float[Tensor, "x m c"], factor: Float[Tensor, " p"] | None) -> Float[Tensor, "p c"]:
-    """What the points read, times a factor each."""
-    points, axes = plan.weights.shape
-    _, size, channels = lattice.shape
-    rows = lattice.new_empty(plan.copies * points, channels)
-    tile = _tile(channels)
-    kernels.slice_out[triton.cdiv(points, tile["BLOCK"]), plan.copies](
-        plan.simplices, plan.vertices, plan.weights, rows if factor is None else factor, lattice, rows, points, size,
-        channels, _share(plan), SCALED=factor is not None, V=axes, **tile,
-    )  # fmt: skip
-    return rows
+@cache
+def _steps(d: int, device: torch.device) -> Int[Tensor, " s"]:
+    """What is added to a vertex's name for those of its two neighbours along each axis."""
+    multipliers = _multipliers(2 * d, device)[:d]
+    steps = multipliers.sum() - (d + 1) * torch.nn.functional.pad(multipliers, (0, 1))
+    return torch.stack([-steps, steps], 1).flatten()
 
 
-def _share(plan: Plan) -> float:
-    """What the blur's weights add up to, inverted."""
-    return 1 / (1 + 2.0 ** (1 - plan.weights.shape[1]))
-
-
-def _tile(channels: int) -> dict[str, Any]:
-    """Powers of two of channels and of points or vertices that a program works on."""
-    columns = triton.next_power_of_2(channels)
-    return {"C": columns, "BLOCK": max(1, min(64, _NUMBERS // columns))}
-
-
-def _plan(lattices: Sequence[Tables], images: int) -> Plan:
-    """The plan of a batch's lattices, which they keep where they can."""
-    kept = getattr(lattices, "derived", None)
-    copies = images if len(lattices) == 1 else 1
-    if kept is None:
-        kept = _sorted(*_joined(lattices), 1)
-        if hasattr(lattices, "derived"):
-            lattices.derived = kept
-    return kept._replace(copies=copies)
-
-
-def _joined(lattices: Sequence[Tables]) -> Tables:
-    """The lattices of a batch as one."""
-    if len(lattices) == 1:
-        return lattices[0]
-    simplices, vertices, neighbours = [], [], []
-    total = sum(tables[3].shape[2] for tables in lattices)
-    first_simplex = first = 0
-    for own_simplices, own_vertices, _, own_neighbours in lattices:
-        size = own_neighbours.shape[2]
-        simplices.append(own_simplices + first_simplex)
-        vertices.append(own_vertices + first)
-        neighbours.append(torch.where(own_neighbours == size, total, own_neighbours + first))
-        first_simplex, first = first_simplex + len(own_vertices), first + size
-    weights = torch.cat([weights for _, _, weights, _ in lattices])
-    return torch.cat(simplices), torch.cat(vertices), weights, torch.cat(neighbours, 2)
-
-
-def _sorted(simplices: Tensor, vertices: Tensor, weights: Tensor, neighbours: Tensor, copies: int) -> Plan:
-    """Groups of points by simplex, and the sums of groups by vertex."""
-    device = simplices.device
-    known = torch.arange(len(vertices) + 1, dtype=simplices.dtype, device=device)
-    ordered, order = simplices.sort(stable=True)
-    starts = torch.searchsorted(ordered, known)
-    groups_of = (starts.diff() + _POINTS - 1) // _POINTS
-    ends = groups_of.cumsum(0)
-    count = int(ends[-1])
-    owner = torch.repeat_interleave(known[:-1], groups_of, output_size=count)
-    within = torch.arange(count, device=device) - (ends - groups_of)[owner]
-    groups = torch.cat([starts[owner] + _POINTS * within, starts[-1:]])
-    ordered, entries = vertices[owner].flatten().sort(stable=True)
-    size = neighbours.shape[2]
-    bounds = torch.searchsorted(ordered, torch.arange(size + 2, dtype=vertices.dtype, device=device))
-    tables = (simplices, vertices.contiguous(), weights.contiguous(), neighbours.contiguous())
-    return Plan(*tables, order.int(), groups.int(), entries.int(), bounds.int(), copies)
-
-
-def _neighbours(known: Int[Tensor, " m"], multipliers: Int[Tensor, " d"]) -> Int[Tensor, "v 2 m"]:
-    """The two neighbours along each axis of the vertices of these names, which are sorted; m for none."""
-    d = len(multipliers)
-    steps = multipliers.sum() - (d + 1) * torch.cat([multipliers, multipliers.new_zeros(1)])
-    wanted = known + torch.stack([-steps, steps], 1)[:, :, None]
-    places = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
-    return torch.where(known[places] == wanted, places, len(known)).int()
-
-
+@cache
 def _multipliers(count: int, device: torch.device) -> Int[Tensor, " c"]:
     """Odd numbers of 64 bits for names, always the same."""
     generator = torch.Generator().manual_seed(0)
     return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
 
 
-def _gain(mixture: Tensor, logits: Tensor) -> Tensor:
-    """A matrix, or what each class is multiplied by."""
-    return mixture if mixture.ndim == 2 else mixture.expand(logits.shape[1]).contiguous()
+@cache
+def _elevation(d: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "d v"]:
+    return elevation(d).to(device, dtype)
 
 
-def _factor(factor: Tensor | None, batch: int) -> Float[Tensor, " p"] | None:
-    """A factor for each point of a batch."""
-    return None if factor is None else factor.detach().expand(batch, -1, -1).reshape(-1).contiguous()
-
-
-def _rows(values: Float[Tensor, "b c n"]) -> Float[Tensor, "p c"]:
-    """Each point's channels side by side."""
-    return values.detach().mT.reshape(-1, values.shape[1]).contiguous()
-
-
-def _values(rows: Float[Tensor, "p c"], batch: int) -> Float[Tensor, "b c n"]:
-    return rows.reshape(batch, -1, rows.shape[1]).mT.contiguous()
+@cache
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " c"]:
+    return torch.ones(count, dtype=dtype, device=device)

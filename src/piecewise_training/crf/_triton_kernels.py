@@ -1,8 +1,9 @@
 """The lattice's kernels for GPUs in Triton, each a few lines of what `_reference` does in plain torch.
 
-Values are rows: one row of channels for each point or vertex, the points of a batch one after the other. A lattice
-serves the whole batch, or is the same for each of so many copies of its points. Tensors of two axes in a kernel have
-points or vertices first and channels second. No sum depends on the order in which programs run.
+Points and vertices have rows of S numbers, one for each channel and zeros up to a multiple of four: a GPU reads four at
+a time. C is the next power of two. Planes are a batch as it comes, (B, channels, points). A lattice serves all images,
+whose points and vertices follow each other, or is the same for each of so many copies of its points. Tensors of two
+axes in a kernel have points or vertices first and channels second. No sum depends on the order in which programs run.
 """
 
 from __future__ import annotations
@@ -11,172 +12,345 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["points"])
 def place(
     features, elevation, multipliers, weights, corners, simplices, points, D: tl.constexpr, P: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each point's barycentric weights in its simplex, and 64-bit names of the simplex and of its vertices.
+    """Each point's barycentric weights in its simplex, and the names of the simplex and of its vertices.
 
-    A vertex's name is linear in its coordinates, so that its neighbours' are known without them. P is a power of two of
-    at least D + 1. See `_reference._enclosing_simplex`.
+    A name has the image's number above BITS bits that are linear in a vertex's coordinates, so that its neighbours'
+    names are known without them. P is a power of two of at least D + 1. See `_reference._enclosing_simplex`.
     """
     image = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    axis = tl.arange(0, P)
+    axis = tl.arange(0, P)[:, None]  # first, so that a point's numbers are in the registers of one thread
     inside, real = point < points, axis < D + 1
-    position = tl.zeros((BLOCK, P), weights.dtype.element_ty)
+    position = tl.zeros((P, BLOCK), weights.dtype.element_ty)
     for feature in tl.static_range(D):
         value = tl.load(features + (image * D + feature) * points + point, mask=inside, other=0.0)
-        position += value[:, None] * tl.load(elevation + feature * (D + 1) + axis, mask=real, other=0.0)[None, :]
+        position += tl.load(elevation + feature * (D + 1) + axis, mask=real, other=0.0) * value[None, :]
 
     multiple = tl.floor(position / (D + 1) + 0.5)  # of the nearest vertex whose coordinates are multiples of D + 1
-    offset = tl.where(real[None, :], position - multiple * (D + 1), float("-inf"))
-    before, after = offset[:, None, :], offset[:, :, None]
-    first = (before > after) | ((before == after) & (axis[None, None, :] < axis[None, :, None]))
-    rank = tl.sum((first & real[None, None, :]).to(tl.int32), 2)
+    offset = tl.where(real, position - multiple * (D + 1), float("-inf"))
+    other, own = offset[:, None, :], offset[None, :, :]
+    first = (other > own) | ((other == own) & (axis[:, :, None] < tl.arange(0, P)[None, :, None]))
+    rank = tl.sum((first & real[:, :, None]).to(tl.int32), 0)
     # Rounding may leave the hyperplane of zero sum; those coordinates are moved that rounding moved most.
-    rank += tl.sum(tl.where(real[None, :], multiple, 0.0), 1).to(tl.int32)[:, None]
+    rank += tl.sum(tl.where(real, multiple, 0.0), 0).to(tl.int32)[None, :]
     wrapped = (rank < 0).to(tl.int32) - (rank > D).to(tl.int32)
-    rank = tl.where(real[None, :], rank + wrapped * (D + 1), -1)
+    rank = tl.where(real, rank + wrapped * (D + 1), -1)
     base = (multiple.to(tl.int32) + wrapped) * (D + 1)
     share = (position - base) / (D + 1)
 
     place_of_weights = (image * points + point) * (D + 1)
-    own = tl.load(multipliers + axis, mask=axis < D, other=0)[None, :]
+    factor = tl.load(multipliers + axis, mask=axis < D, other=0)
     for corner in tl.static_range(D + 1):
-        weight = tl.sum(tl.where(rank == D - corner, share, 0.0), 1)
-        weight -= tl.sum(tl.where(rank == (D + 1 - corner) % (D + 1), share, 0.0), 1)
+        weight = tl.sum(tl.where(rank == D - corner, share, 0.0), 0)
+        weight -= tl.sum(tl.where(rank == (D + 1 - corner) % (D + 1), share, 0.0), 0)
         if corner == 0:
             weight += 1
         tl.store(weights + place_of_weights + corner, weight, mask=inside)
         coordinate = base + tl.where(rank <= D - corner, corner, corner - (D + 1))
-        tl.store(corners + place_of_weights + corner, tl.sum(coordinate.to(tl.int64) * own, 1), mask=inside)
-    others = tl.load(multipliers + D + axis, mask=axis < D, other=0)[None, :]
-    name = tl.sum(base.to(tl.int64) * own + rank.to(tl.int64) * others, 1)
-    tl.store(simplices + image * points + point, name, mask=inside)
+        name = _of_image(tl.sum(coordinate.to(tl.int64) * factor, 0), image, BITS)
+        tl.store(corners + place_of_weights + corner, name, mask=inside)
+    name = tl.sum(base.to(tl.int64) * factor, 0)
+    name += tl.sum(rank.to(tl.int64) * tl.load(multipliers + D + axis, mask=axis < D, other=0), 0)
+    tl.store(simplices + image * points + point, _of_image(name, image, BITS), mask=inside)
 
 
-@triton.jit
-def splat(
-    order, bounds, weights, factor, rows, sums, points, groups, channels, SCALED: tl.constexpr, V: tl.constexpr,
-    C: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit(do_not_specialize=["count"])
+def mark(ordered, begins, count, POINTS: tl.constexpr, BLOCK: tl.constexpr):
+    """1 where a new name begins, and with POINTS in a second row also where a group of so many may: else 0."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    name = tl.load(ordered + place, mask=inside, other=0)
+    new = (place == 0) | (name != tl.load(ordered + place - 1, mask=inside & (place > 0), other=0))
+    tl.store(begins + place, new.to(tl.int32), mask=inside)
+    if POINTS:
+        tl.store(begins + count + place, (new | (place % POINTS == 0)).to(tl.int32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count", "many"])
+def group_points(
+    sorted_points, numbers, corners, order, simplices, groups, firsts, names, count, many, V: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What each group of at most BLOCK points of one simplex gives to its V vertices."""
-    group, copy = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    channel = tl.arange(0, C)
-    place = tl.load(bounds + group) + tl.arange(0, BLOCK)
-    inside = place < tl.load(bounds + group + 1)
-    point = tl.load(order + place, mask=inside, other=0)
-    row = copy * points + point
-    here = inside[:, None] & (channel < channels)[None, :]
-    value = tl.load(rows + row[:, None] * channels + channel[None, :], mask=here, other=0.0)
-    if SCALED:
-        value *= tl.load(factor + row, mask=inside, other=0.0)[:, None]
+    """Each point's simplex, where groups begin, the first group of each simplex, and the names of a group's vertices.
+
+    The points are sorted by simplex; `numbers` has those of their simplices and then those of their groups, from 1.
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    earlier = inside & (place > 0)
+    point = tl.load(sorted_points + place, mask=inside, other=0)
+    simplex, group = tl.load(numbers + place, mask=inside), tl.load(numbers + count + place, mask=inside)
+    first = inside & (simplex != tl.load(numbers + place - 1, mask=earlier, other=0))
+    begins = inside & (group != tl.load(numbers + count + place - 1, mask=earlier, other=0))
+    tl.store(order + place, point.to(tl.int32), mask=inside)
+    tl.store(simplices + point, simplex - 1, mask=inside)
+    tl.store(firsts + simplex - 1, group - 1, mask=first)
+    tl.store(groups + group - 1, place, mask=begins)
+    tl.store(groups + many + place * 0, place + 1, mask=place == count - 1)
     for corner in tl.static_range(V):
-        weight = tl.load(weights + point.to(tl.int64) * V + corner, mask=inside, other=0.0)
-        given = tl.sum(value * weight[:, None], 0)
-        tl.store(sums + ((copy * groups + group) * V + corner) * channels + channel, given, mask=channel < channels)
+        name = tl.load(corners + point * V + corner, mask=begins, other=0)
+        tl.store(names + (group - 1).to(tl.int64) * V + corner, name, mask=begins)
 
 
-@triton.jit
-def gather(
-    entries, bounds, sums, lattice, many, size, channels, C: tl.constexpr, BLOCK: tl.constexpr
+@triton.jit(do_not_specialize=["count", "size"])
+def number_vertices(
+    sorted_sums, ordered, numbers, entries, vertices, bounds, known, count, size, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Each vertex's sum of what the groups around it give; 0 for the row after the last, of missing neighbours."""
-    vertex, copy = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    channel = tl.arange(0, C)
-    first, last = tl.load(bounds + vertex), tl.load(bounds + vertex + 1)
-    total = tl.zeros((C,), lattice.dtype.element_ty)
-    for start in range(first, last, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        entry = tl.load(entries + place, mask=place < last, other=0)
-        row = copy * many + entry
-        here = (place < last)[:, None] & (channel < channels)[None, :]
-        total += tl.sum(tl.load(sums + row[:, None] * channels + channel[None, :], mask=here, other=0.0), 0)
-    tl.store(lattice + (copy * size + vertex) * channels + channel, total, mask=channel < channels)
+    """The vertex that each sum of a group goes to, where a vertex's sums begin, and the vertices' names.
+
+    The sums are sorted by vertex; `ordered` are the names of their vertices and `numbers` the numbers, from 1.
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    entry = tl.load(sorted_sums + place, mask=inside, other=0)
+    vertex = tl.load(numbers + place, mask=inside) - 1
+    first = inside & (vertex + 1 != tl.load(numbers + place - 1, mask=inside & (place > 0), other=0))
+    tl.store(entries + place, entry.to(tl.int32), mask=inside)
+    tl.store(vertices + entry, vertex, mask=inside)
+    tl.store(bounds + vertex, place, mask=first)
+    tl.store(known + vertex, tl.load(ordered + place, mask=first, other=0), mask=first)
+    last = place == count - 1
+    tl.store(bounds + size + place * 0, place + 1, mask=last)
+    tl.store(bounds + size + 1 + place * 0, place + 1, mask=last)
+
+
+@triton.jit(do_not_specialize=["size", "rounds"])
+def find_neighbours(known, steps, found, size, rounds, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """The vertex a step from each: its name is looked for by bisection in those known, which are sorted."""
+    side = tl.program_id(1).to(tl.int64)
+    vertex = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = vertex < size
+    name = tl.load(known + vertex, mask=inside, other=0)
+    wanted = _of_image(name + tl.load(steps + side), name >> BITS, BITS)
+    low, high = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + size
+    for _ in range(rounds):
+        middle = (low + high) // 2
+        smaller = tl.load(known + middle, mask=middle < size, other=0) < wanted
+        low, high = tl.where(smaller & (low < high), middle + 1, low), tl.where(smaller, high, middle)
+    there = (low < size) & (tl.load(known + low, mask=low < size, other=-1) == wanted)
+    tl.store(found + side * size + vertex, tl.where(there, low, size), mask=inside)
 
 
 @triton.jit
-def blur(
-    before, after, source, target, size, channels, C: tl.constexpr, BLOCK: tl.constexpr
+def _of_image(name, image, BITS: tl.constexpr):
+    """A name of which the lower bits are left, and an image's number above them."""
+    one = tl.full((), 1, tl.int64)
+    return (name & ((one << BITS) - 1)) | (image << BITS)
+
+
+@triton.jit(do_not_specialize=["turn", "copies", "points", "many", "size", "first", "last"])
+def spread(
+    order, groups, weights, factor, rows, sums, entries, bounds, neighbours, lattice, spare, arrivals,
+    turn, copies, points, many, size, first, last,
+    SCALED: tl.constexpr, BACKWARDS: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """From rows of points to the blurred rows of vertices, in phases between which all programs meet.
+
+    Phase 0 sums the points of a group for each vertex of their simplex, phase 1 the sums around a vertex, and the V
+    others blur along an axis each, from `lattice` into `spare` and back. A launch of more than one phase needs all its
+    programs to run at the same time.
+    """
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    for phase in range(first, last):
+        if phase == 0:
+            tiles = tl.cdiv(many * tl.cdiv(V, 3), BLOCK)
+            for tile in range(program, copies * tiles, programs):
+                _splat(
+                    tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many,
+                    SCALED, V, S, C, BLOCK,
+                )  # fmt: skip
+        elif phase == 1:
+            tiles = tl.cdiv(size, BLOCK // LANES)
+            for tile in range(program, copies * tiles, programs):
+                _gather(tile % tiles, tile // tiles, entries, bounds, sums, lattice, many * V, size, S, C, BLOCK, LANES)
+        else:
+            tiles = tl.cdiv(size, BLOCK)
+            axis = V + 1 - phase if BACKWARDS else phase - 2
+            pairs = neighbours + axis.to(tl.int64) * 2 * (size - 1)
+            for tile in range(program, copies * tiles, programs):
+                if phase % 2 == 0:
+                    _blur(tile % tiles, tile // tiles, pairs, lattice, spare, size, S, C, BLOCK)
+                else:
+                    _blur(tile % tiles, tile // tiles, pairs, spare, lattice, size, S, C, BLOCK)
+        if phase + 1 < last:
+            _meet(arrivals + turn, programs * (phase + 1 - first))
+
+
+@triton.jit
+def _meet(arrivals, expected):
+    """Waits until all programs are here, and sees what they have written."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals, 1, sem="acq_rel") + 1
+    while arrived < expected:
+        arrived = tl.atomic_add(arrivals, 0, sem="acquire")
+    tl.debug_barrier()
+
+
+@triton.jit
+def _splat(
+    tile, copy, order, groups, weights, factor, rows, sums, points, many, SCALED: tl.constexpr, V: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What groups of points of one simplex give to its V vertices, three of them in each row of the tile.
+
+    So a row of numbers is read once for three sums: with one it took twice as long.
+    """
+    place = tile * BLOCK + tl.arange(0, BLOCK)
+    group, corner = place // tl.cdiv(V, 3), place % tl.cdiv(V, 3) * 3
+    real = group < many
+    second, third = real & (corner + 1 < V), real & (corner + 2 < V)
+    channel = tl.arange(0, C)
+    start = tl.load(groups + group, mask=real, other=0)
+    count = tl.load(groups + group + 1, mask=real, other=0) - start
+    sum1 = tl.zeros((BLOCK, C), rows.dtype.element_ty)
+    sum2 = tl.zeros((BLOCK, C), rows.dtype.element_ty)
+    sum3 = tl.zeros((BLOCK, C), rows.dtype.element_ty)
+    for begin in range(0, tl.max(count, 0), 2):
+        for step in tl.static_range(2):  # unrolled, so that two rows are on their way at a time
+            inside = begin + step < count
+            point = tl.load(order + start + begin + step, mask=inside, other=0).to(tl.int64)
+            row = copy.to(tl.int64) * points + point
+            here = inside[:, None] & (channel < S)[None, :]
+            value = tl.load(rows + row[:, None] * S + channel[None, :], mask=here, other=0.0)
+            if SCALED:
+                value *= tl.load(factor + row, mask=inside, other=0.0)[:, None]
+            weight = weights + point * V + corner
+            sum1 += tl.load(weight, mask=inside, other=0.0)[:, None] * value
+            sum2 += tl.load(weight + 1, mask=inside & second, other=0.0)[:, None] * value
+            sum3 += tl.load(weight + 2, mask=inside & third, other=0.0)[:, None] * value
+    own = sums + (((copy.to(tl.int64) * many + group) * V + corner) * S)[:, None] + channel[None, :]
+    columns = (channel < S)[None, :]
+    tl.store(own, sum1, mask=real[:, None] & columns)
+    tl.store(own + S, sum2, mask=second[:, None] & columns)
+    tl.store(own + 2 * S, sum3, mask=third[:, None] & columns)
+
+
+@triton.jit
+def _gather(
+    tile, copy, entries, bounds, sums, lattice, many, size, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    """Each vertex's sum of what the groups around it give, which LANES share out among themselves.
+
+    0 for the row after the last, of missing neighbours.
+    """
+    lane = tl.arange(0, BLOCK)
+    vertex = tile * (BLOCK // LANES) + lane // LANES
+    channel = tl.arange(0, C)
+    real = vertex < size
+    start = tl.load(bounds + vertex, mask=real, other=0) + lane % LANES
+    count = tl.load(bounds + vertex + 1, mask=real, other=0) - start
+    total = tl.zeros((BLOCK, C), lattice.dtype.element_ty)
+    for begin in range(0, tl.max(count, 0), 4 * LANES):
+        for step in tl.static_range(4):
+            ahead = begin + step * LANES
+            entry = tl.load(entries + start + ahead, mask=ahead < count, other=0)
+            row = copy.to(tl.int64) * many + entry
+            here = (ahead < count)[:, None] & (channel < S)[None, :]
+            total += tl.load(sums + row[:, None] * S + channel[None, :], mask=here, other=0.0)
+    if LANES > 1:
+        total = tl.sum(tl.reshape(total, (BLOCK // LANES, LANES, C)), 1)
+    vertex = tile * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)
+    own = copy.to(tl.int64) * size + vertex
+    here = (vertex < size)[:, None] & (channel < S)[None, :]
+    tl.store(lattice + own[:, None] * S + channel[None, :], total, mask=here)
+
+
+@triton.jit
+def _blur(
+    tile, copy, pairs, source, target, size, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Along one axis each vertex plus half of its two neighbours; the row after the last stays 0."""
-    vertex, copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    vertex = tile * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C)
     real = vertex < size - 1
-    here = real[:, None] & (channel < channels)[None, :]
-    first = copy * size
-    own = (first + vertex)[:, None] * channels + channel[None, :]
-    left = first + tl.load(before + vertex, mask=real, other=0)
-    right = first + tl.load(after + vertex, mask=real, other=0)
+    here = real[:, None] & (channel < S)[None, :]
+    first = copy.to(tl.int64) * size
+    own = (first + vertex)[:, None] * S + channel[None, :]
+    before = first + tl.load(pairs + vertex, mask=real, other=0)
+    after = first + tl.load(pairs + size - 1 + vertex, mask=real, other=0)
     value = tl.load(source + own, mask=here, other=0.0)
     value += 0.5 * (
-        tl.load(source + left[:, None] * channels + channel[None, :], mask=here, other=0.0)
-        + tl.load(source + right[:, None] * channels + channel[None, :], mask=here, other=0.0)
+        tl.load(source + before[:, None] * S + channel[None, :], mask=here, other=0.0)
+        + tl.load(source + after[:, None] * S + channel[None, :], mask=here, other=0.0)
     )
-    tl.store(target + own, value, mask=(vertex < size)[:, None] & (channel < channels)[None, :])
+    tl.store(target + own, value, mask=(vertex < size)[:, None] & (channel < S)[None, :])
 
 
-@triton.jit
-def _read(
-    simplices, vertices, weights, lattice, point, inside, copy, size, channels, V: tl.constexpr, C: tl.constexpr
+@triton.jit(do_not_specialize=["points", "size1", "size2", "channels"])
+def read(
+    simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+    simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+    base, out, points, channels,
+    TERMS: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, SCALED1: tl.constexpr, SCALED2: tl.constexpr,
+    SHARED1: tl.constexpr, SHARED2: tl.constexpr, BASE: tl.constexpr, RESULT: tl.constexpr, PLANES: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What points read from the vertices of their simplex."""
-    channel = tl.arange(0, C)
-    here = inside[:, None] & (channel < channels)[None, :]
-    simplex = tl.load(simplices + point, mask=inside, other=0).to(tl.int64)
-    total = tl.zeros((point.shape[0], C), lattice.dtype.element_ty)
-    for corner in tl.static_range(V):
-        vertex = copy * size + tl.load(vertices + simplex * V + corner, mask=inside, other=0)
-        weight = tl.load(weights + point.to(tl.int64) * V + corner, mask=inside, other=0.0)
-        value = tl.load(lattice + vertex[:, None] * channels + channel[None, :], mask=here, other=0.0)
-        total += weight[:, None] * value
-    return total
+    """What the points read from the lattices of up to two terms, added to a base, in one pass over the points.
 
-
-@triton.jit
-def slice_out(
-    simplices, vertices, weights, factor, lattice, rows, points, size, channels, share, SCALED: tl.constexpr,
-    V: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The filtered rows: `share` and a point's factor times what it reads."""
-    point, copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
-    inside = point < points
-    value = _read(simplices, vertices, weights, lattice, point, inside, copy, size, channels, V, C) * share
-    row = copy * points + point
-    if SCALED:
-        value *= tl.load(factor + row, mask=inside, other=0.0)[:, None]
-    channel = tl.arange(0, C)
-    here = inside[:, None] & (channel < channels)[None, :]
-    tl.store(rows + row[:, None] * channels + channel[None, :], value, mask=here)
-
-
-@triton.jit
-def update(
-    simplices, vertices, weights, factor, gain, lattice, scores, rows, points, size, channels, share,
-    SCALED: tl.constexpr, RESULT: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Adds a term's message to scores in one pass over the points, and after the last term normalises.
-
-    The message is what a point reads, times `share`, its factor and the gain of each channel. RESULT says what is
-    written: 0 the scores, 1 the marginals, 2 their logarithms.
+    A message is what a point reads, times the term's share, the point's factor and each channel's gain. BASE says what
+    the base is, "planes", "rows" or "none"; RESULT what is made of the sum, itself, its "softmax" or "log_softmax";
+    PLANES where it is written. SHARED lattices have the points of one image and vertices for each.
     """
-    point, copy = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    image = tl.program_id(1).to(tl.int64)
+    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C)
     inside = point < points
     here = inside[:, None] & (channel < channels)[None, :]
-    row = copy * points + point
-    value = _read(simplices, vertices, weights, lattice, point, inside, copy, size, channels, V, C) * share
-    if SCALED:
-        value *= tl.load(factor + row, mask=inside, other=0.0)[:, None]
-    place = row[:, None] * channels + channel[None, :]
-    value *= tl.load(gain + channel, mask=channel < channels, other=0.0)[None, :]
-    value += tl.load(scores + place, mask=here, other=0.0)
-    if RESULT:
+    planes = (image * channels + channel)[None, :] * points + point[:, None]
+    rows = (image * points + point)[:, None] * S + channel[None, :]
+    if BASE == "planes":
+        value = tl.load(base + planes, mask=here, other=0.0)
+    elif BASE == "rows":
+        value = tl.load(base + rows, mask=here, other=0.0)
+    else:
+        value = tl.zeros((BLOCK, C), out.dtype.element_ty)
+    if TERMS > 0:
+        value += _message(
+            simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1, image, point, points, SCALED1,
+            SHARED1, V1, S, C,
+        )  # fmt: skip
+    if TERMS > 1:
+        value += _message(
+            simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2, image, point, points, SCALED2,
+            SHARED2, V2, S, C,
+        )  # fmt: skip
+    if RESULT != "sum":
         value = tl.where((channel < channels)[None, :], value, float("-inf"))
         value -= tl.max(value, 1)[:, None]
         powers = tl.exp(value)
         total = tl.sum(powers, 1)[:, None]
-        value = powers / total if RESULT == 1 else value - tl.log(total)
-    tl.store(rows + place, value, mask=here)
+        value = powers / total if RESULT == "softmax" else value - tl.log(total)
+    if PLANES:
+        tl.store(out + planes, value, mask=here)
+    else:
+        tl.store(out + rows, value, mask=inside[:, None] & (channel < S)[None, :])
+
+
+@triton.jit
+def _message(
+    simplices, vertices, weights, factor, gain, lattice, size, share, image, point, points, SCALED: tl.constexpr,
+    SHARED: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """What points read from the vertices of their simplex."""
+    inside = point < points
+    channel = tl.arange(0, C)
+    here = inside[:, None] & (channel < S)[None, :]
+    row = image * points + point
+    place = point.to(tl.int64) if SHARED else row
+    first = image * size if SHARED else 0
+    simplex = tl.load(simplices + place, mask=inside, other=0).to(tl.int64)
+    total = tl.zeros((point.shape[0], C), lattice.dtype.element_ty)
+    for corner in tl.static_range(V):
+        vertex = first + tl.load(vertices + simplex * V + corner, mask=inside, other=0).to(tl.int64)
+        weight = tl.load(weights + place * V + corner, mask=inside, other=0.0)
+        total += weight[:, None] * tl.load(lattice + vertex[:, None] * S + channel[None, :], mask=here, other=0.0)
+    if SCALED:
+        total *= tl.load(factor + row, mask=inside, other=0.0)[:, None]
+    return total * share * tl.load(gain + channel, mask=channel < S, other=0.0)[None, :]

@@ -70,51 +70,36 @@ class PermutohedralLattice:
             ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million bandwidths, or no
                 lattice has that backend's name.
         """
-        if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
-        name = resolve(backend, features.device)
-        if name == "exact":
-            raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")
-        scale = features.new_ones(features.shape[1]) if bandwidths is None else bandwidths.detach()
-        farthest = float((_extent(features.detach()) / scale).max())
-        if not farthest <= _FARTHEST:
-            checks.finite("features", features)
-            raise ValueError(
-                f"`features` reach {farthest:.3g} bandwidths; beyond {_FARTHEST:.0g} "
-                "neighbours cannot be told apart. Take larger bandwidths."
-            )
-        tables = _kernels(name).build(features.detach(), scale)
-        return [cls(s, v, w, n, name) for s, v, w, n in tables]
-
-
-class _Tables(tuple[Tables, ...]):
-    """The lattices of a batch, and what a backend derives from them and wants to find again."""
-
-    derived: Any = None
+        tables, name = _place(features, bandwidths, backend)
+        return [cls(*own, name) for own in tables]
 
 
 class LatticeOperator:
-    """The Gaussians of a batch as lattices, one for each image."""
+    """The Gaussians of a batch as lattices, one for each image.
 
-    def __init__(self, lattices: Sequence[PermutohedralLattice]) -> None:
-        self.lattices = lattices
-        self._kernels = _kernels(lattices[0].backend)
-        self._tables = _Tables((one.simplices, one.vertices, one.weights, one.neighbours) for one in lattices)
+    Args:
+        tables: of each image, as a backend has built them.
+        backend: "numba", "triton" or "reference".
+        dtype: of the features.
+    """
+
+    def __init__(self, tables: Sequence[Tables], backend: str, dtype: torch.dtype = torch.float32) -> None:
+        self.backend, self._tables, self._dtype = backend, tables, dtype
+        self._kernels = _kernels(backend)
 
     @property
     def infers(self) -> bool:
         """Whether `infer` is there for lattices of this kind."""
-        one = self.lattices[0]
-        return one.backend in ("numba", "triton") and one.weights.dtype == torch.float32
+        return self.backend in ("numba", "triton") and self._dtype == torch.float32
 
     @property
     def watches(self) -> bool:
         """Whether `watch` is there, too."""
-        return self.infers and self.lattices[0].backend == "numba"
+        return self.infers and self.backend == "numba"
 
     def goes_with(self, other: LatticeOperator) -> bool:
         """Whether both can be worked on together."""
-        return self.lattices[0].backend == other.lattices[0].backend
+        return self.backend == other.backend
 
     def normalized(self, before: Tensor | None, after: Tensor | None) -> Normalized:
         """The filter between two factors, as `infer` takes it."""
@@ -209,7 +194,27 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], bac
         return backend
     if backend == "exact":
         return ExactOperator((features / bandwidths[:, None]).detach())
-    return LatticeOperator(PermutohedralLattice.build(features, bandwidths, backend))
+    return LatticeOperator(*_place(features, bandwidths, backend), features.dtype)
+
+
+def _place(
+    features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"] | None, backend: Backend
+) -> tuple[Sequence[Tables], Literal["numba", "triton", "reference"]]:
+    """The tables of each image's lattice, and whose kernels filter with them."""
+    if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
+    name = resolve(backend, features.device)
+    if name == "exact":
+        raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")
+    scale = features.new_ones(features.shape[1]) if bandwidths is None else bandwidths.detach()
+    farthest = float((_extent(features.detach()) / scale).max())
+    if not farthest <= _FARTHEST:
+        checks.finite("features", features)
+        raise ValueError(
+            f"`features` reach {farthest:.3g} bandwidths; beyond {_FARTHEST:.0g} "
+            "neighbours cannot be told apart. Take larger bandwidths."
+        )
+    return _kernels(name).build(features.detach(), scale), name
 
 
 def shared_threads(backend: Backend, device: torch.device) -> AbstractContextManager[Any]:

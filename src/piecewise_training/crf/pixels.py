@@ -142,4 +142,6 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
 
 
 def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
+    if not any(isinstance(value, Tensor) for value in values):  # one copy to a GPU and not one for each
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
     return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])

@@ -7,7 +7,7 @@ compat=3, compat=-3 * np.ones(K) and compat=-3 * np.eye(K) mean the same: the ve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -122,9 +122,8 @@ def _lattice(features: Tensor, bandwidths: Tensor) -> LatticeOperator:
     with torch.no_grad():
         filled = torch.cat([features, torch.zeros_like(features[..., : -points % 4])], 2)
         placed = PermutohedralLattice.build(filled, bandwidths)
-    return LatticeOperator(
-        [replace(one, simplices=one.simplices[:points], weights=one.weights[:points]) for one in placed]
-    )
+    tables = [(one.simplices[:points], one.vertices, one.weights[:points], one.neighbours) for one in placed]
+    return LatticeOperator(tables, placed[0].backend)
 
 
 class DenseCRF:
