@@ -228,52 +228,63 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def time_case(size: str, batch: int, arguments: argparse.Namespace, speed: float) -> tuple[dict[str, Any], list[str]]:
-    """A case's numbers, and the same as lines of text."""
+def time_case(size: str, batch: int, arguments: argparse.Namespace, speed: float) -> dict[str, Any]:
+    """A case's numbers."""
     device, runs = torch.device(arguments.device), arguments.runs
     scores, image = tensors(size, batch, arguments.images, device)
     if (worst := check(scores[:1], image[:1])) > cpu.TOLERANCE:
         raise SystemExit(f"{size}: marginals differ by {worst}: nothing is timed.")
     case: dict[str, Any] = {"case": size, "batch": batch, "difference": worst, "ms_an_image": {}}
-    lines, start = [], f"{size} x {batch:2}  "
     for name, engine in engines(cpu.ITERATIONS).items():
         if batch > 1 and name.startswith(("ConvCRF", "pydensecrf2")):
             continue  # one after the other takes the same for each
-        how = (torch.device("cpu"), 3, 0) if name.endswith("CPU") else (device, runs, 2)  # which takes seconds
-        times = [t / batch for t in milliseconds(lambda engine=engine: engine(scores, image), *how)]
-        case["ms_an_image"][name] = times
-        lines.append(f"{start}{name:20} {statistics.median(times):9.3f} ms an image")
+        how = (torch.device("cpu"), 2, 0) if name.endswith("CPU") else (device, runs, 2)  # which takes seconds
+        times = milliseconds(lambda engine=engine: engine(scores, image), *how)
+        case["ms_an_image"][name] = [t / batch for t in times]
     case["peak_bytes"] = peak_bytes(lambda: dense_crf(scores, image, logarithm=False), device)
     if case["peak_bytes"] is not None:
-        extra = (case["peak_bytes"] - 2 * scores.nbytes) / (batch * scores[0, 0].numel())
-        lines.append(f"{start}memory: 2 score maps and {extra:.0f} bytes a pixel")
-    case["kernels"] = kernel_times(scores, image, speed, runs)
+        case["bytes_a_pixel"] = (case["peak_bytes"] - 2 * scores.nbytes) / (batch * scores[0, 0].numel())
+    return case | {"kernels": kernel_times(scores, image, speed, runs)}
+
+
+def text(case: dict[str, Any]) -> str:
+    """A case's numbers as lines."""
+    start = f"{case['case']} x {case['batch']:2}  "
+    lines = [f"{n:28} {statistics.median(t):10.3f} ms an image" for n, t in case["ms_an_image"].items()]
+    if "bytes_a_pixel" in case:
+        lines.append(f"memory: 2 score maps and {case['bytes_a_pixel']:.0f} bytes a pixel")
     for kernel in case["kernels"]:
         own = statistics.median(kernel["ms"])
-        lines.append(f"{start}{kernel['kernel']:28} {own:8.4f} ms, {kernel['ratio']:6.1f} x its floor")
-    return case, lines
+        lines.append(f"{kernel['kernel']:28} {own:10.4f} ms, {kernel['ratio']:6.1f} x its floor")
+    return "\n".join(start + line for line in lines)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Checks, times, and writes."""
+    """Checks, times, prints and writes case by case, since the time of a GPU may be short."""
     device = torch.device(arguments.device)
     resolve("triton", device)
     speed = bandwidth(device, arguments.runs, 1024 if device.type == "cuda" else 16)
-    lines, results = [f"copy: {speed / 1e9:.0f} GB/s"], []
+    report = {**measuring.surroundings(), "iterations": cpu.ITERATIONS, "runs": arguments.runs, "copy_bytes_a_s": speed}
+    report["machine"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    report |= {"results": [], "training": None}
+    lines: list[str] = []
+
+    def done(found: str) -> None:
+        lines.append(found)
+        print(found, flush=True)
+        if arguments.output:
+            measuring.write_report(arguments.output, report, "\n".join(lines))
+
+    done(f"copy: {speed / 1e9:.0f} GB/s")
     for size, batch in arguments.gpu_cases:
-        case, own = time_case(size, batch, arguments, speed)
-        results.append(case)
-        lines += own
+        report["results"].append(time_case(size, batch, arguments, speed))
+        done(text(report["results"][-1]))
     size, batch = arguments.training_case
     scores, image = tensors(size, batch, arguments.images, device)
     training = {
         backend: milliseconds(training_step(scores, image, backend), device, arguments.runs)
         for backend in ("triton", "reference")
     }
-    lines += [f"{size} x {batch:2}  a training step, {b}: {statistics.median(t):.2f} ms" for b, t in training.items()]
-    print("\n".join(lines), flush=True)
-    report = {**measuring.surroundings(), "iterations": cpu.ITERATIONS, "runs": arguments.runs, "copy_bytes_a_s": speed}
-    report["machine"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    report |= {"results": results, "training": {"case": size, "batch": batch, "ms": training}}
-    if arguments.output:
-        measuring.write_report(arguments.output, report, "\n".join(lines))
+    report["training"] = {"case": size, "batch": batch, "ms": training}
+    start = f"{size} x {batch:2}  a training step"
+    done("\n".join(f"{start}, {name}: {statistics.median(t):.2f} ms" for name, t in training.items()))

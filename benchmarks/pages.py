@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import yaml
@@ -265,6 +265,40 @@ def dense_crf(report: Report) -> str:
     )
 
 
+def dense_crf_gpu(report: Report) -> str:
+    """The speed of the dense CRF on a GPU."""
+    results, training = report["results"], report["training"]
+    engines = list(dict.fromkeys(engine for row in results for engine in row["ms_an_image"]))
+    own = [
+        (
+            f"{row['case']}, batch of {row['batch']}",
+            *(f"{median(times):.2f}" if (times := row["ms_an_image"].get(e)) else "" for e in engines),
+        )
+        for row in results
+    ]
+    kernels = [
+        (f"{row['case']} x {row['batch']}: {k['kernel']}", f"{1e3 * median(k['ms']):.0f}", k["ratio"])
+        for row in results
+        for k in row["kernels"]
+    ]
+    taken = ", ".join(f"{name} {median(times):.0f} ms" for name, times in training["ms"].items())
+    return "\n\n".join(
+        [
+            f"# How fast the dense CRF is on an {report['machine']['device']}",
+            f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
+            "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
+            "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
+            markdown(["columns x rows x classes", *engines], own),
+            f"A training step of five iterations, forwards and backwards, {training['case']} and a batch of "
+            f"{training['batch']}: {taken}.",
+            f"The steps of an iteration beside the time in which the bytes they need pass through memory, at the "
+            f"{report['copy_bytes_a_s'] / 1e9:.0f} GB/s of a copy.",
+            markdown(["", "microseconds", "times the floor"], kernels),
+            origin(report),
+        ]
+    )
+
+
 def steps(report: Report) -> str:
     """What each step of training brings, in short."""
     measures = ("miou", "accuracy"), ("boundary_iou", "trimap_4")
@@ -303,6 +337,7 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "weak_nets": weak_nets,
     "degraded_labels": degraded_labels,
     "dense_crf": dense_crf,
+    "dense_crf_gpu": dense_crf_gpu,
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,
