@@ -173,11 +173,10 @@ def test_any_number_of_iterations(device: torch.device, classes: int) -> None:
     )
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("classes", [2, 3])
-def test_any_number_of_terms(device: torch.device, count: int, classes: int) -> None:
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_any_number_of_terms(device: torch.device, count: int) -> None:
     """Which an update reads by twos."""
-    scores = torch.randn(2, classes, 5, device=device)
+    scores = torch.randn(2, 3, 5, device=device)
     found = {}
     for backend in ("triton", "reference"):
         terms = [
@@ -218,6 +217,7 @@ def test_a_batchs_tables_one_by_one(kernels: ModuleType, device: torch.device) -
     plan = kernels.build(features, ones)
     assert len(plan) == 3
     assert [len(part) for part in (plan[:2], plan[1:], list(plan))] == [2, 2, 3]
+    assert all(torch.equal(*tables) for tables in zip(plan[-1], plan[2], strict=True))
     values = torch.randn(3, 2, 20, device=device)
     together = kernels.splat_blur_slice(plan, values)
     for image, tables in enumerate(plan):

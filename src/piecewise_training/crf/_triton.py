@@ -22,9 +22,8 @@ from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import Normalized, Tables, centred, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
-_WARPS = 4  # of a kernel whose programs meet
 _LINE = 256  # numbers that a program works on in a line
-_PROGRAMS = 32 // _WARPS  # of it on each multiprocessor, where a thread has 64 registers
+_PROGRAMS = 8  # on each multiprocessor, of a kernel whose programs meet: of 128 threads with 64 registers each
 
 Result = Literal["sum", "softmax", "log_softmax"]
 
@@ -32,7 +31,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan(Sequence[Tables]):
     """The lattices of a batch, whose points, simplices and vertices follow each other, ready to be summed over.
 
@@ -91,7 +90,8 @@ class Plan(Sequence[Tables]):
     def __getitem__(self, image: int | slice) -> Tables | Sequence[Tables]:
         """An image's tables, whose numbers begin at 0."""
         if isinstance(image, slice):
-            return [self[one] for one in range(*image.indices(len(self)))]
+            return [self[one] for one in range(len(self))[image]]
+        image = range(len(self))[image]
         simplex, vertex = (0, 0) if image == 0 else self.ends[image - 1]
         last_simplex, last_vertex = self.ends[image]
         own = slice(image * self.points, (image + 1) * self.points)
@@ -176,11 +176,8 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     ordered, order = of_groups.flatten().sort(stable=True)
     numbers = _numbered(ordered, 0)
     size = int(numbers[0, -1])
-    entries, bounds, vertices = (
-        _integers(device, len(order)),
-        _integers(device, size + 2),
-        _integers(device, many, d + 1),
-    )
+    vertices, entries = _integers(device, many, d + 1), _integers(device, many * (d + 1))
+    bounds = _integers(device, size + 2)
     known = torch.empty(size, dtype=torch.int64, device=device)
     kernels.number_vertices[_blocks(len(order))](
         order, ordered, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
@@ -402,7 +399,7 @@ class _Pass:
         plan, width = self._plan, lattice.shape[2]
         groups, size = len(plan.groups) - 1, lattice.shape[1]
         sums = rows.new_empty(self._copies * groups * plan.axes if first < 2 else 1, width)
-        tile = _tile(width, _WARPS)
+        tile = _tile(width)
         lanes = min(plan.lanes, tile["BLOCK"])
         tiles = self._copies * triton.cdiv(max(groups * triton.cdiv(plan.axes, 3), size * lanes), tile["BLOCK"])
         if self._turn == len(self._arrivals):
@@ -491,10 +488,10 @@ def _read(
     return out
 
 
-def _tile(width: int, warps: int = 4) -> dict[str, Any]:
+def _tile(width: int) -> dict[str, Any]:
     """Powers of two of channels and of points or vertices that a program works on: eight numbers in each thread."""
     columns = triton.next_power_of_2(width)
-    return {"C": columns, "BLOCK": max(1, 256 * warps // columns), "num_warps": warps}
+    return {"C": columns, "BLOCK": max(1, 1024 // columns), "num_warps": 4}
 
 
 def _width(channels: int) -> int:
