@@ -59,18 +59,18 @@ class Comparison:
         self.settings = settings
         self.rows: list[dict[str, Any]] = []
 
-    def run(self, seed: int) -> None:
-        """All strategies with one seed."""
+    def run(self, seed: int) -> Iterator[dict[str, Any]]:
+        """All strategies with one seed, each as it ends."""
         training: TrainConfig = self.settings.training
         first, second, third = training.stage1_epochs, training.stage2_epochs, training.stage3_epochs
-        whole = self.one("piecewise", (first, second, third), seed, "piecewise")
-        apart = self.one("independent", (first + third, second, 0), seed, "independent, equal epochs")
-        joint = self.one("joint", (first + second + third, 0, 0), seed, "joint, equal epochs")
+        yield (whole := self.one("piecewise", (first, second, third), seed, "piecewise"))
+        yield (apart := self.one("independent", (first + third, second, 0), seed, "independent, equal epochs"))
+        yield (joint := self.one("joint", (first + second + third, 0, 0), seed, "joint, equal epochs"))
         alone = apart["stage_seconds"][0] / (first + third)
         left = whole["seconds"] - apart["stage_seconds"][1]
-        self.one("independent", (max(1, round(left / alone)), second, 0), seed, "independent, equal time")
+        yield self.one("independent", (max(1, round(left / alone)), second, 0), seed, "independent, equal time")
         together = joint["seconds"] / (first + second + third)
-        self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, "joint, equal time")
+        yield self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, "joint, equal time")
 
     def one(self, strategy: Strategy, epochs: tuple[int, int, int], seed: int, name: str) -> dict[str, Any]:
         """Trains and judges; the time of validation is not counted."""
@@ -142,7 +142,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Reads the command line, trains, judges, and writes after each seed."""
+    """Reads the command line, trains, judges, and writes after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="as of piecewise train")
     parser.add_argument("--seeds", type=int, default=5)
@@ -151,8 +151,7 @@ def main() -> None:
     configuration = build_parser()
     parsed = configuration.parse_args(["train", "--config", str(arguments.config)])
     comparison = Comparison(configuration.instantiate(parsed).train)
-    for seed in range(arguments.seeds):
-        comparison.run(seed)
+    for _ in (row for seed in range(arguments.seeds) for row in comparison.run(seed)):
         if arguments.output:
             report = {**measuring.surroundings(), "config": arguments.config.read_text(), "rows": comparison.rows}
             measuring.write_report(arguments.output, report, table(comparison.rows))

@@ -332,6 +332,16 @@ def test_losses_and_class_weights(loss: Any) -> None:
     assert all(v == v for values in history.values() for v in values["train_loss"])
 
 
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_says_where_bfloat16_is_slow(
+    capability: str, warned: bool, precision: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    trainer(config=TrainConfig(precision=precision))
+    assert ("bf16 makes training slower on this processor" in caplog.text) == (warned and precision == "bf16")
+
+
 def test_accumulation_and_clipping_change_the_steps() -> None:
     results = []
     for optim in (OptimConfig(), OptimConfig(accumulate=2), OptimConfig(clip=1e-3)):
