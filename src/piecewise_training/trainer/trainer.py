@@ -36,7 +36,7 @@ from piecewise_training.writing import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_BFLOAT16 = ("NO AVX", "AVX2")  # torch's names of x86 processors; those with AVX-512 have it or are no slower
+_WITHOUT_BFLOAT16 = ("NO AVX", "AVX2")  # torch's names of x86 processors without AVX-512, of which bfloat16 is a part
 _PREFIX = "model."  # of the model's weights among the LightningModule's
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
