@@ -1,108 +1,32 @@
 """The permutohedral lattice and mean field on a GPU; `_reference` is their twin in plain torch.
 
-Kernels are Triton's (`_triton_kernels`); torch sorts, and multiplies matrices. Instead of atomic additions, points are
-sorted by their simplex and sums are taken in two steps, first over groups of points, then over the groups around each
-vertex: results are the same bits in every run. Nothing between the first update and the last waits for the GPU.
+Kernels are Triton's (`_triton_kernels`), on lattices that `_triton_build` makes; torch sorts, and multiplies matrices.
+Instead of atomic additions, points are sorted by their simplex and sums are taken in two steps, first over groups of
+points, then over the groups around each vertex: results are the same bits in every run. Nothing between the first
+update and the last waits for the GPU.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache, cached_property, wraps
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import triton
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training.crf import _triton_kernels as kernels
-from piecewise_training.crf._reference import Normalized, Tables, centred, elevation
+from piecewise_training.crf._reference import Normalized, centred
+from piecewise_training.crf._triton_build import Plan, build, on_the_gpu_of
 
-_POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
-_LINE = 256  # numbers that a program works on in a line
+__all__ = ["build", "mean_field", "mean_field_gradients", "moments", "normalizer", "splat_blur_slice"]
+
 _PROGRAMS = 8  # on each multiprocessor, of a kernel whose programs meet: of 128 threads with 64 registers each
 
 Result = Literal["sum", "softmax", "log_softmax"]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-@dataclass(frozen=True, eq=False)
-class Plan(Sequence[Tables]):
-    """The lattices of a batch, whose points, simplices and vertices follow each other, ready to be summed over.
-
-    As a sequence it has each image's tables for itself.
-
-    Attributes:
-        simplices: (n,) of each point.
-        vertices: (s, v) of each simplex.
-        weights: (n, v) of each point.
-        neighbours: (v, 2, m) of each vertex, m for none.
-        order: (n,) the points sorted by simplex.
-        groups: (g + 1,) where each group of points begins in this order.
-        entries: (g v,) the sums of groups sorted by vertex.
-        bounds: (m + 2,) where each vertex's entries begin.
-        ends: for each image the first simplex and vertex that are no longer its own.
-    """
-
-    simplices: Int[Tensor, " n"]
-    vertices: Int[Tensor, "s v"]
-    weights: Float[Tensor, "n v"]
-    neighbours: Int[Tensor, "v 2 m"]
-    order: Int[Tensor, " n"]
-    groups: Int[Tensor, " g"]
-    entries: Int[Tensor, " e"]
-    bounds: Int[Tensor, " b"]
-    ends: list[tuple[int, int]]
-
-    @property
-    def points(self) -> int:
-        """The points of an image."""
-        return len(self.simplices) // len(self.ends)
-
-    @property
-    def axes(self) -> int:
-        """The vertices of a simplex."""
-        return self.vertices.shape[1]
-
-    @property
-    def share(self) -> float:
-        """What the blur's weights add up to, inverted."""
-        return 1 / (1 + 2.0 ** (1 - self.axes))
-
-    @cached_property
-    def lanes(self) -> int:
-        """How many share out the entries of a vertex: about one for every four of them."""
-        return min(32, 1 << max(0, math.ceil(math.log2(len(self.entries) / len(self.bounds) / 4))))
-
-    def __len__(self) -> int:
-        """Images."""
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, image: int) -> Tables: ...
-    @overload
-    def __getitem__(self, image: slice) -> Sequence[Tables]: ...
-    def __getitem__(self, image: int | slice) -> Tables | Sequence[Tables]:
-        """An image's tables, whose numbers begin at 0."""
-        if isinstance(image, slice):
-            return [self[one] for one in range(len(self))[image]]
-        image = range(len(self))[image]
-        simplex, vertex = (0, 0) if image == 0 else self.ends[image - 1]
-        last_simplex, last_vertex = self.ends[image]
-        own = slice(image * self.points, (image + 1) * self.points)
-        around = self.neighbours[:, :, vertex:last_vertex]
-        missing = around == self.neighbours.shape[2]
-        return (
-            self.simplices[own] - simplex,
-            self.vertices[simplex:last_simplex] - vertex,
-            self.weights[own],
-            torch.where(missing, last_vertex, around) - vertex,
-        )
 
 
 class Step(NamedTuple):
@@ -128,73 +52,7 @@ class Kept(NamedTuple):
     steps: list[Step]
 
 
-def _on_the_gpu_of(argument: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Makes a tensor's GPU the current one for a call: Triton launches kernels there, wherever their tensors are."""
-
-    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        @wraps(function)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with torch.cuda.device_of(args[argument]):  # type: ignore[no-untyped-call]
-                return function(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-@_on_the_gpu_of(0)
-def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Plan:
-    """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`.
-
-    Simplices and vertices are told apart by names of 63 bits, of which the image's number takes some. That two of a
-    million share one has in a batch of b a probability below b in ten million.
-    """
-    batch, d, points = features.shape
-    device, axes = features.device, triton.next_power_of_2(d + 1)
-    bits = 63 - (batch - 1).bit_length()
-    weights = features.new_empty(batch * points, d + 1)
-    corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
-    names = torch.empty(batch * points, dtype=torch.int64, device=device)
-    block = max(1, min(128, 8192 // axes**2))
-    kernels.place[triton.cdiv(points, block), batch](
-        features.contiguous(), _elevation(d, features.dtype, device) / bandwidths[:, None], _multipliers(2 * d, device),
-        weights, corners, names, points, D=d, P=axes, BITS=bits, BLOCK=block,
-    )  # fmt: skip
-
-    ordered, order = names.sort(stable=True)
-    numbers = _numbered(ordered, _POINTS)
-    many_simplices, many = numbers[:, -1].tolist()
-    sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
-    groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
-    of_groups = torch.empty(many, d + 1, dtype=torch.int64, device=device)
-    kernels.group_points[_blocks(len(names))](
-        order, numbers, corners, sorted_points, simplices, groups, firsts, of_groups, len(names), many, V=d + 1,
-        BLOCK=_LINE,
-    )  # fmt: skip
-    simplex_ends = numbers[0, points - 1 :: points] if batch > 1 else None
-
-    ordered, order = of_groups.flatten().sort(stable=True)
-    numbers = _numbered(ordered, 0)
-    size = int(numbers[0, -1])
-    vertices, entries = _integers(device, many, d + 1), _integers(device, many * (d + 1))
-    bounds = _integers(device, size + 2)
-    known = torch.empty(size, dtype=torch.int64, device=device)
-    kernels.number_vertices[_blocks(len(order))](
-        order, ordered, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
-    )
-    neighbours = _integers(device, d + 1, 2, size)
-    kernels.find_neighbours[triton.cdiv(size, _LINE), 2 * (d + 1)](
-        known, _steps(d, device), neighbours, size, size.bit_length(), BITS=bits, BLOCK=_LINE
-    )
-    ends = [(many_simplices, size)]
-    if simplex_ends is not None:
-        beyond = torch.arange(1, batch, device=device) << bits
-        vertex_ends = [*torch.searchsorted(known, beyond).tolist(), size]
-        ends = list(zip(simplex_ends.tolist(), vertex_ends, strict=True))
-    return Plan(simplices, vertices[firsts], weights, neighbours, sorted_points, groups, entries, bounds, ends)
-
-
-@_on_the_gpu_of(1)
+@on_the_gpu_of(1)
 def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
     lattice = _Pass(plan, len(values)).blurred(_rows(values), None, transpose)
@@ -207,7 +65,7 @@ def normalizer(plan: Plan, symmetric: bool) -> Float[Tensor, "b 1 n"]:
     return sums.rsqrt() if symmetric else sums.reciprocal()
 
 
-@_on_the_gpu_of(1)
+@on_the_gpu_of(1)
 def moments(
     plan: Plan,
     features: Float[Tensor, "b d n"],
@@ -225,7 +83,7 @@ def moments(
     return torch.stack(found, 1)
 
 
-@_on_the_gpu_of(2)
+@on_the_gpu_of(2)
 def mean_field(
     terms: Sequence[Normalized],
     mixtures: Sequence[Tensor],
@@ -271,7 +129,7 @@ def mean_field(
     return found, kept
 
 
-@_on_the_gpu_of(1)
+@on_the_gpu_of(1)
 def mean_field_gradients(
     kept: Kept,
     log_q: Float[Tensor, "b k n"],
@@ -533,42 +391,6 @@ def _flat(pair: tuple[Tensor, Tensor] | None, batch: int) -> list[Tensor] | None
     if pair is None:
         return None
     return [feature.reshape(-1) for feature in centred(*pair).expand(batch, -1, -1).unbind(1)]
-
-
-def _numbered(ordered: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
-    """The numbers, from 1, of sorted names, and where `points` are given of groups of no more than so many."""
-    begins = torch.empty(2 if points else 1, len(ordered), dtype=torch.int32, device=ordered.device)
-    kernels.mark[_blocks(len(ordered))](ordered, begins, len(ordered), POINTS=points, BLOCK=_LINE)
-    return begins.cumsum(1, dtype=torch.int32)
-
-
-def _integers(device: torch.device, *shape: int) -> Int[Tensor, "*s"]:
-    return torch.empty(shape, dtype=torch.int32, device=device)
-
-
-def _blocks(count: int) -> tuple[int]:
-    """The programs for so many numbers in a line."""
-    return (triton.cdiv(count, _LINE),)
-
-
-@cache
-def _steps(d: int, device: torch.device) -> Int[Tensor, " s"]:
-    """What is added to a vertex's name for those of its two neighbours along each axis."""
-    multipliers = _multipliers(2 * d, device)[:d]
-    steps = multipliers.sum() - (d + 1) * torch.nn.functional.pad(multipliers, (0, 1))
-    return torch.stack([-steps, steps], 1).flatten()
-
-
-@cache
-def _multipliers(count: int, device: torch.device) -> Int[Tensor, " c"]:
-    """Odd numbers of 64 bits for names, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
-
-
-@cache
-def _elevation(d: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "d v"]:
-    return elevation(d).to(device, dtype)
 
 
 @cache
