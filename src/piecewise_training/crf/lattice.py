@@ -83,7 +83,7 @@ class LatticeOperator:
         dtype: of the features.
     """
 
-    def __init__(self, tables: Sequence[Tables], backend: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, tables: Sequence[Tables], backend: str, dtype: torch.dtype) -> None:
         self.backend, self._tables, self._dtype = backend, tables, dtype
         self._kernels = _kernels(backend)
 

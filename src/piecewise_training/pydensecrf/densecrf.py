@@ -123,7 +123,7 @@ def _lattice(features: Tensor, bandwidths: Tensor) -> LatticeOperator:
         filled = torch.cat([features, torch.zeros_like(features[..., : -points % 4])], 2)
         placed = PermutohedralLattice.build(filled, bandwidths)
     tables = [(one.simplices[:points], one.vertices, one.weights[:points], one.neighbours) for one in placed]
-    return LatticeOperator(tables, placed[0].backend)
+    return LatticeOperator(tables, placed[0].backend, features.dtype)
 
 
 class DenseCRF:
