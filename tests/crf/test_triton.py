@@ -165,9 +165,12 @@ def test_dense_crf(device: torch.device, dtype: torch.dtype, costs: str | None) 
 @pytest.mark.parametrize("classes", [2, 21])
 def test_any_number_of_iterations(device: torch.device, classes: int) -> None:
     image, scores = torch.zeros(1, 3, 2, 3, device=device), torch.randn(1, classes, 2, 3, device=device)
+    scores.requires_grad_()
     for iterations in (0, 1):
         found, expected = (dense_crf(scores, image, iterations=iterations, backend=b) for b in ("triton", "reference"))
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        slope, other = (torch.autograd.grad(log_q[:, 0].sum(), scores)[0] for log_q in (found, expected))
+        torch.testing.assert_close(slope, other, atol=2e-5, rtol=0)
     torch.testing.assert_close(
         dense_crf(scores, image, iterations=0, backend="triton", logarithm=False), scores.softmax(1)
     )
@@ -175,8 +178,8 @@ def test_any_number_of_iterations(device: torch.device, classes: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 5])
 def test_any_number_of_terms(device: torch.device, count: int) -> None:
-    """Which an update reads by twos."""
-    scores = torch.randn(2, 3, 5, device=device)
+    """Which an update reads by twos, and its gradient too."""
+    scores, against = torch.randn(2, 3, 5, device=device).requires_grad_(), torch.randn(3, 2, 5, device=device)
     found = {}
     for backend in ("triton", "reference"):
         terms = [
@@ -185,7 +188,8 @@ def test_any_number_of_terms(device: torch.device, count: int) -> None:
             )
             for place in range(count)
         ]
-        found[backend] = mean_field(scores, terms, 2)
+        log_q = mean_field(scores, terms, 2)
+        found[backend] = log_q, *torch.autograd.grad(log_q, scores, against.transpose(0, 1))  # which is not contiguous
     torch.testing.assert_close(found["triton"], found["reference"], atol=2e-5, rtol=0)
 
 
@@ -298,6 +302,9 @@ for name, types, constants in [
     ("spread", "IIFFFFIIIFFInnnnnnn", {"SCALED": True, "BACKWARDS": False, "V": 6, "LANES": 8, **tile}),
     *(("read", 2 * "IIFFFFnx" + "FFnn", {"TERMS": terms, **both, **how, **tile})
       for terms, how in ((0, rows), (1, planes), (2, rows))),
+    *(("pull", 2 * "IIFFFFnx" + "FFFFnn", {"TERMS": terms, "BASE": base, "LOGARITHM": terms == 0, **both, **tile})
+      for terms, base in ((0, "planes"), (1, "rows"), (2, "none"))),
+    ("contract", "IIFFFnxFFn", {"SHARED": False, "V": 6, **tile}),
 ]:
     function = getattr(kernels, name)
     types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 13]))
@@ -312,6 +319,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
     assert result.returncode == 0, result.stderr
     names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", *3 * ["read"]]
+    names += [*3 * ["pull"], "contract"]
     assert result.stdout.split() == [word for name in names for word in (name, "True")]
 
 

@@ -74,13 +74,12 @@ def moments(
     transpose: bool = False,
 ) -> Float[Tensor, "b d n"]:
     """Filters f v for each feature and contracts it with `against` over the channels; see `_reference.moments`."""
-    rows, through = _rows(values), _Pass(plan, len(values))
+    rows, other, through = _rows(values), _rows(against), _Pass(plan, len(values))
     found = []
     for feature in features.expand(len(values), -1, -1).unbind(1):
         lattice = through.blurred(rows, feature.reshape(-1).contiguous(), transpose)
-        filtered = _read([_Message(plan, lattice)], None, values.new_empty(values.shape), values.shape)
-        found.append((filtered * against).sum(1))
-    return torch.stack(found, 1)
+        found.append(_contract(_Message(plan, lattice), other, values.new_zeros(len(other)), values.shape))
+    return torch.stack(found).reshape(-1, len(values), plan.points).transpose(0, 1)
 
 
 @on_the_gpu_of(2)
@@ -144,20 +143,18 @@ def mean_field_gradients(
         gradient: that to log_q.
         features: each term's, for each image or for all, and its bandwidths, where these are learned.
     """
-    slopes = [
-        _Slopes(term, log_q.shape, _flat(pair, len(log_q))) for term, pair in zip(kept.terms, features, strict=True)
-    ]
-    q, change = _rows(log_q.exp()), _rows(gradient)
-    to_logits = torch.zeros_like(change)
+    shape = batch, classes, points = log_q.shape
+    slopes = [_Slopes(term, shape, _flat(pair, batch)) for term, pair in zip(kept.terms, features, strict=True)]
+    to_logits = torch.empty_like(log_q, memory_format=torch.contiguous_format)
+    change = log_q.new_empty(batch * points, _width(classes))  # the gradient to the scores after an update
+    _pull([], gradient.contiguous(), log_q.contiguous(), change, to_logits, logarithm=True)
     for step in reversed(kept.steps):
-        change = change - q * change.sum(1, keepdim=True)
-        to_logits += change
-        to_q = torch.zeros_like(change)
-        for own, lattice in zip(slopes, step.lattices, strict=True):
-            to_q += own.pull(step.q, lattice, change)
-        q, change = step.q, step.q * to_q
-    to_logits += change - q * change.sum(1, keepdim=True)
-    return _planes(to_logits, log_q.shape), [own.found() for own in slopes]
+        messages = [own.pull(step.q, lattice, change) for own, lattice in zip(slopes, step.lattices, strict=True)]
+        base: Tensor | None = None
+        for two in range(0, len(messages) - 2, 2):
+            base = _read(messages[two : two + 2], base, change, shape)
+        _pull(messages[-2 + len(messages) % 2 :], base, step.q, change, to_logits)
+    return to_logits, [own.found() for own in slopes]
 
 
 class _Slopes:
@@ -165,40 +162,45 @@ class _Slopes:
 
     def __init__(self, term: Term, shape: tuple[int, ...], features: list[Tensor] | None) -> None:
         self._plan, self._before, self._after, mixture = term
-        self._mixture = _padded(mixture) if mixture.ndim else mixture
+        self._mixture = _padded(mixture.expand(shape[1]) if mixture.ndim < 2 else mixture)
         self._shape, self._features = shape, features
         self._pass = _Pass(self._plan, shape[0])
         self._products: Tensor | float = 0.0
-        self._to_before: Tensor | float = 0.0
-        self._to_after: Tensor | float = 0.0
+        points = shape[0] * shape[2] if features else 0
+        self._to_before, self._to_after = self._plan.weights.new_zeros(2, points)
         self._cross: list[Tensor | float] = [0.0] * len(features or ())
 
-    def pull(self, q: Tensor, lattice: Tensor, change: Tensor) -> Tensor:
-        """The gradient to the marginals before an update, from that to the scores after it."""
+    def pull(self, q: Tensor, lattice: Tensor, change: Tensor) -> _Message:
+        """What comes back to the marginals before an update, from the gradient to the scores after it."""
         plan = self._plan
         sent = self._pass.sums(change, self._after)
         products = torch.einsum("xva,xvb->ab", sent, lattice)
         self._products = self._products + products * plan.share
-        back = self._mixed(self._received(self._pass.blur(sent, True), q))
+        returned = self._message(self._pass.blur(sent, True), back=True)
         if self._features is not None:
-            self._learn(q, lattice, change, back)
-        return back if self._before is None else back * self._before[:, None]
+            self._learn(q, lattice, change, returned)
+        return returned._replace(factor=self._before)
 
-    def _learn(self, q: Tensor, lattice: Tensor, change: Tensor, back: Tensor) -> None:
+    def _learn(self, q: Tensor, lattice: Tensor, change: Tensor, returned: _Message) -> None:
         """What the factors and bandwidths get: sums of k_ij f_i f_j g_i v_j are taken on the vertices."""
         plan = self._plan
-        self._to_before = self._to_before + (back * q).sum(1)
-        self._to_after = self._to_after + (self._mixed(change) * self._received(lattice, q)).sum(1)
+        _contract(returned, q, self._to_before, self._shape)
+        _contract(self._message(lattice, back=False), change, self._to_after, self._shape)
         for dim, feature in enumerate(self._features or ()):
-            mixed = self._mixed(self._pass.sums(change, _times(feature, self._after)))
+            mixed = self._mixed(self._pass.sums(change, _times(feature, self._after)), back=True)
             filtered = self._pass.blurred(q, _times(feature, self._before))
             self._cross[dim] = self._cross[dim] + (mixed * filtered).sum(dtype=torch.float64) * plan.share
 
-    def _received(self, lattice: Tensor, like: Tensor) -> Tensor:
-        return _read([_Message(self._plan, lattice)], None, torch.empty_like(like), self._shape)
+    def _message(self, lattice: Tensor, back: bool) -> _Message:
+        """What points read through the mixture, or through its transpose on the way back, without a factor."""
+        if self._mixture.ndim == 1:
+            return _Message(self._plan, lattice, None, self._mixture)
+        return _Message(self._plan, self._mixed(lattice, back))
 
-    def _mixed(self, values: Tensor) -> Tensor:
-        return values @ self._mixture if self._mixture.ndim == 2 else values * self._mixture
+    def _mixed(self, values: Tensor, back: bool) -> Tensor:
+        if self._mixture.ndim == 1:
+            return values * self._mixture
+        return values @ (self._mixture if back else self._mixture.T)
 
     def found(self) -> list[Tensor | None]:
         """The gradients to the mixture, the factors before and after, and the spread of each feature."""
@@ -207,16 +209,13 @@ class _Slopes:
         products = torch.as_tensor(self._products, device=like.device).expand(width, width)[:classes, :classes]
         if self._features is None:
             return [products, None, None, None]
-        to_before, to_after = (
-            torch.as_tensor(slope, device=like.device).expand(self._features[0].shape)
-            for slope in (self._to_before, self._to_after)
-        )
-        both = _times(to_before, self._before) + _times(to_after, self._after)
+        both = _times(self._to_before, self._before) + _times(self._to_after, self._after)
         spread = [
-            (f.double().square() * both).sum() - 2 * cross for f, cross in zip(self._features, self._cross, strict=True)
+            (f.double().square() * both).sum() - 2 * torch.as_tensor(cross, device=like.device)
+            for f, cross in zip(self._features, self._cross, strict=True)
         ]
-        shape = (batch, 1, -1)
-        return [products, to_before.reshape(shape), to_after.reshape(shape), torch.stack(spread)]
+        factors = (slope.reshape(batch, 1, -1) for slope in (self._to_before, self._to_after))
+        return [products, *factors, torch.stack(spread)]
 
 
 class _Pass:
@@ -326,24 +325,77 @@ def _read(
     """
     batch, channels, points = shape
     width = _width(channels)
-    terms: list[Any] = []
-    flags: dict[str, Any] = {}
+    operands, flags = _operands(messages, out, width)
+    tile = _tile(width)
+    kernels.read[triton.cdiv(points, tile["BLOCK"]), batch](
+        *operands, out if base is None else base, out, points, channels, BASE=_layout(base), RESULT=result,
+        PLANES=out.ndim == 3, S=width, **flags, **tile,
+    )  # fmt: skip
+    return out
+
+
+def _pull(
+    messages: Sequence[_Message],
+    base: Tensor | None,
+    marginals: Tensor,
+    change: Float[Tensor, "p s"],
+    total: Float[Tensor, "b k n"],
+    logarithm: bool = False,
+) -> None:
+    """Turns a gradient to marginals into that to scores, which `change` takes and which is added to `total`.
+
+    Args:
+        messages: none, one or two, of which the gradient is made up together with the base.
+        base: see `_read`; it may be `change`.
+        marginals: rows.
+        change: is overwritten.
+        total: is overwritten where a pass begins.
+        logarithm: a pass begins: `base` is the gradient to logarithms of marginals, `marginals` are these, both planes.
+    """
+    batch, channels, points = total.shape
+    width = _width(channels)
+    operands, flags = _operands(messages, change, width)
+    tile = _tile(width)
+    kernels.pull[triton.cdiv(points, tile["BLOCK"]), batch](
+        *operands, change if base is None else base, marginals, change, total, points, channels, BASE=_layout(base),
+        LOGARITHM=logarithm, S=width, **flags, **tile,
+    )  # fmt: skip
+
+
+def _contract(
+    message: _Message, rows: Float[Tensor, "p s"], sums: Float[Tensor, " p"], shape: tuple[int, ...]
+) -> Float[Tensor, " p"]:
+    """Adds the product of each point's message, without a factor, with its row to its sum."""
+    (batch, channels, points), (plan, lattice, _, gain) = shape, message
+    width = _width(channels)
+    gain = _ones(width, rows.dtype, rows.device) if gain is None else gain
+    tile = _tile(width)
+    kernels.contract[triton.cdiv(points, tile["BLOCK"]), batch](
+        plan.simplices, plan.vertices, plan.weights, gain, lattice, lattice.shape[1], plan.share, rows, sums, points,
+        SHARED=len(plan) == 1, V=plan.axes, S=width, **tile,
+    )  # fmt: skip
+    return sums
+
+
+def _operands(messages: Sequence[_Message], unused: Tensor, width: int) -> tuple[list[Any], dict[str, Any]]:
+    """What kernels take for up to two messages; `unused` stands where there is nothing."""
+    operands: list[Any] = []
+    flags: dict[str, Any] = {"TERMS": len(messages)}
     for place in range(2):
-        plan, lattice, factor, gain = messages[place] if place < len(messages) else _Message(None, out)  # type: ignore[arg-type]
-        tables = (out, out, out) if plan is None else (plan.simplices, plan.vertices, plan.weights)
-        gain = _ones(width, out.dtype, out.device) if gain is None else gain
+        plan, lattice, factor, gain = messages[place] if place < len(messages) else _Message(None, unused)  # type: ignore[arg-type]
+        tables = (unused,) * 3 if plan is None else (plan.simplices, plan.vertices, plan.weights)
+        gain = _ones(width, unused.dtype, unused.device) if gain is None else gain
         share = 1.0 if plan is None else plan.share
-        terms += [*tables, out if factor is None else factor, gain, lattice, lattice.shape[1], share]
+        operands += [*tables, unused if factor is None else factor, gain, lattice, lattice.shape[1], share]
         flags[f"V{place + 1}"] = 1 if plan is None else plan.axes
         flags[f"SCALED{place + 1}"] = factor is not None
         flags[f"SHARED{place + 1}"] = plan is not None and len(plan) == 1
-    tile = _tile(width)
-    kernels.read[triton.cdiv(points, tile["BLOCK"]), batch](
-        *terms, out if base is None else base, out, points, channels, TERMS=len(messages),
-        BASE="none" if base is None else "planes" if base.ndim == 3 else "rows", RESULT=result, PLANES=out.ndim == 3,
-        S=width, **flags, **tile,
-    )  # fmt: skip
-    return out
+    return operands, flags
+
+
+def _layout(base: Tensor | None) -> str:
+    """The name by which kernels know how a base lies."""
+    return "none" if base is None else "planes" if base.ndim == 3 else "rows"
 
 
 def _tile(width: int) -> dict[str, Any]:
@@ -369,12 +421,6 @@ def _rows(values: Float[Tensor, "b c n"]) -> Float[Tensor, "p s"]:
     rows = values.new_zeros(batch, points, _width(channels))
     rows[..., :channels] = values.detach().mT
     return rows.reshape(batch * points, -1)
-
-
-def _planes(rows: Float[Tensor, "p s"], shape: tuple[int, ...]) -> Float[Tensor, "b c n"]:
-    """The channels of rows as a batch has them."""
-    batch, channels, points = shape
-    return rows.reshape(batch, points, -1)[..., :channels].mT.contiguous()
 
 
 def _factor(factor: Tensor | None, batch: int) -> Float[Tensor, " p"] | None:

@@ -333,6 +333,76 @@ def read(
         tl.store(out + rows, value, mask=inside[:, None] & (channel < S)[None, :])
 
 
+@triton.jit(do_not_specialize=["points", "size1", "size2", "channels"])
+def pull(
+    simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+    simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+    base, marginals, change, total, points, channels,
+    TERMS: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, SCALED1: tl.constexpr, SCALED2: tl.constexpr,
+    SHARED1: tl.constexpr, SHARED2: tl.constexpr, BASE: tl.constexpr, LOGARITHM: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """From the gradient to marginals to that to scores, as rows of `change` and added to the planes of `total`.
+
+    The gradient to marginals, which are rows, is what comes back from the lattices of up to two terms and a base; see
+    `read`. LOGARITHM begins: the base is the gradient to logarithms, and both are planes, as nothing else has been yet.
+    """
+    image = tl.program_id(1).to(tl.int64)
+    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, C)
+    inside = point < points
+    here = inside[:, None] & (channel < channels)[None, :]
+    planes = (image * channels + channel)[None, :] * points + point[:, None]
+    rows = (image * points + point)[:, None] * S + channel[None, :]
+    if BASE == "planes":
+        value = tl.load(base + planes, mask=here, other=0.0)
+    elif BASE == "rows":
+        value = tl.load(base + rows, mask=here, other=0.0)
+    else:
+        value = tl.zeros((BLOCK, C), change.dtype.element_ty)
+    if TERMS > 0:
+        value += _message(
+            simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1, image, point, points, SCALED1,
+            SHARED1, V1, S, C,
+        )  # fmt: skip
+    if TERMS > 1:
+        value += _message(
+            simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2, image, point, points, SCALED2,
+            SHARED2, V2, S, C,
+        )  # fmt: skip
+    if LOGARITHM:
+        q = tl.exp(tl.load(marginals + planes, mask=here, other=float("-inf")))
+        value -= q * tl.sum(value, 1)[:, None]
+    else:
+        q = tl.load(marginals + rows, mask=here, other=0.0)
+        value *= q
+        value -= q * tl.sum(value, 1)[:, None]
+    tl.store(change + rows, value, mask=inside[:, None] & (channel < S)[None, :])
+    if not LOGARITHM:
+        value += tl.load(total + planes, mask=here, other=0.0)
+    tl.store(total + planes, value, mask=here)
+
+
+@triton.jit(do_not_specialize=["points", "size"])
+def contract(
+    simplices, vertices, weights, gain, lattice, size, share, rows, sums, points, SHARED: tl.constexpr,
+    V: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Adds to each point's sum the product of what it reads from a lattice with its row."""
+    image = tl.program_id(1).to(tl.int64)
+    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, C)
+    inside = point < points
+    row = image * points + point
+    here = inside[:, None] & (channel < S)[None, :]
+    value = tl.load(rows + row[:, None] * S + channel[None, :], mask=here, other=0.0)
+    value *= _message(
+        simplices, vertices, weights, rows, gain, lattice, size, share, image, point, points, False, SHARED, V, S, C
+    )
+    before = tl.load(sums + row, mask=inside, other=0.0)
+    tl.store(sums + row, before + tl.sum(value, 1), mask=inside)
+
+
 @triton.jit
 def _message(
     simplices, vertices, weights, factor, gain, lattice, size, share, image, point, points, SCALED: tl.constexpr,
