@@ -1,11 +1,12 @@
 """Times the dense CRF beside pydensecrf2, SimpleCRF, crfseg and our own plain-torch kernels, in one process.
 
-    python benchmarks/dense_crf.py --images FOLDER [--sizes 480x360x21 ...] [--threads 1 2] [--runs 7] [--output FILE]
+    python benchmarks/dense_crf.py --images FOLDER [--sizes 480x360x21 ...] [--threads 1 2] [--rounds 5] [--output FILE]
     python benchmarks/dense_crf.py --images FOLDER --device cuda [--output FILE]
 
 From an image and scores to marginals, ten iterations, with the usual kernels. Results are compared before anything is
 timed; a peer that is not installed is left out, and what differs by more than 1e-4 is marked. "blocks" times
-the runs of one engine in a row, "alternating" takes the engines in turns, so that each finds the caches cold. The setup
+the runs of one engine in a row, "alternating" takes the engines in turns, so that each finds the caches cold. All this
+comes in rounds, and engines are compared within each: a machine whose speed drifts is then as slow for both. The setup
 is the time of 0 iterations. Peak memory is that of a process of its own, beyond what it had before the call.
 """
 
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ GPU_CASES = (("480x360x21", 1), ("480x360x21", 32), ("2048x1024x19", 1))
 ITERATIONS = 10
 TOLERANCE = 1e-4
 Engine = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+Timed = dict[str, dict[str, list[list[float]]]]
 
 
 def ours(image: np.ndarray, scores: np.ndarray, iterations: int, backend: Any = "auto") -> np.ndarray:
@@ -116,29 +119,47 @@ def compare(image: np.ndarray, scores: np.ndarray, engines: dict[str, Engine]) -
     return differences
 
 
-def time_case(case: tuple[np.ndarray, np.ndarray], engines: dict[str, Engine], runs: int) -> dict[str, Any]:
-    """Seconds of each engine, by the order of the runs and the number of iterations."""
+def time_case(case: tuple[np.ndarray, np.ndarray], engines: dict[str, Engine], runs: int, rounds: int) -> Timed:
+    """Milliseconds of each engine: of 0 iterations and of all in blocks, and of all in turns; a list for each round."""
 
-    def seconds(engine: Engine, iterations: int) -> float:
+    def milliseconds(engine: Engine, iterations: int) -> float:
         start = time.perf_counter()
         engine(*case, iterations)
-        return time.perf_counter() - start
+        return 1e3 * (time.perf_counter() - start)
 
-    blocks = {n: {i: [seconds(e, i) for _ in range(runs)] for i in (0, ITERATIONS)} for n, e in engines.items()}
-    turns: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(runs):
+    timed: Timed = {name: {"setup": [], "blocks": [], "alternating": []} for name in engines}
+    for _ in range(rounds):
         for name, engine in engines.items():
-            turns[name].append(seconds(engine, ITERATIONS))
-    return {
-        name: {
-            "setup_ms": 1e3 * statistics.median(times[0]),
-            "iteration_ms": 1e3 * (statistics.median(times[ITERATIONS]) - statistics.median(times[0])) / ITERATIONS,
-            "total_ms": 1e3 * statistics.median(times[ITERATIONS]),
-            "spread_ms": [1e3 * min(times[ITERATIONS]), 1e3 * max(times[ITERATIONS])],
-            "alternating_ms": 1e3 * statistics.median(turns[name]),
+            timed[name]["setup"].append([milliseconds(engine, 0) for _ in range(runs)])
+            timed[name]["blocks"].append([milliseconds(engine, ITERATIONS) for _ in range(runs)])
+            timed[name]["alternating"].append([])
+        for _ in range(runs):
+            for name, engine in engines.items():
+                timed[name]["alternating"][-1].append(milliseconds(engine, ITERATIONS))
+    return timed
+
+
+def summary(timed: Timed) -> dict[str, dict[str, Any]]:
+    """Medians of each engine; how many times faster than pydensecrf2 it is: median, least and most of the rounds."""
+    found = {}
+    for name, times in timed.items():
+        setup, total, turns = (statistics.median(chain(*times[order])) for order in ("setup", "blocks", "alternating"))
+        ratios = {
+            order: [
+                statistics.median(peer) / statistics.median(own)
+                for peer, own in zip(timed["pydensecrf2"][order], times[order], strict=True)
+            ]
+            for order in ("blocks", "alternating")
         }
-        for name, times in blocks.items()
-    }
+        found[name] = {
+            "setup_ms": setup,
+            "iteration_ms": (total - setup) / ITERATIONS,
+            "total_ms": total,
+            "alternating_ms": turns,
+            "times_faster": {order: [statistics.median(r), min(r), max(r)] for order, r in ratios.items()},
+            "rounds_ms": times,
+        }
+    return found
 
 
 def prepared(name: str, size: str, images: Path, threads: int) -> Callable[[], object]:
@@ -168,7 +189,6 @@ def table(results: list[dict[str, Any]]) -> str:
     head = f"{'case':14} {'thr':>3} {'engine':18} {'setup':>8} {'iter.':>7} {'total':>8} {'altern.':>8} {'MB':>6}"
     lines = [head + "  pydensecrf2 / ours"]
     for result in results:
-        peer = result["engines"]["pydensecrf2"]
         for name, r in result["engines"].items():
             memory = f"{r['peak_bytes'] / 1e6:6.0f}" if "peak_bytes" in r else ""
             line = (
@@ -178,8 +198,10 @@ def table(results: list[dict[str, Any]]) -> str:
             if r["difference"] > TOLERANCE:
                 line += f"  another model: differs by {r['difference']:.2f}"
             if name == "piecewise-training":
-                blocks, turns = peer["total_ms"] / r["total_ms"], peer["alternating_ms"] / r["alternating_ms"]
-                line += f"  {blocks:.1f} x in blocks, {turns:.1f} x alternating"
+                blocks, turns = (
+                    "{:.1f} ({:.1f} to {:.1f})".format(*r["times_faster"][order]) for order in ("blocks", "alternating")
+                )
+                line += f"  {blocks} x in blocks, {turns} x alternating"
             lines.append(line)
     return "\n".join(lines)
 
@@ -196,7 +218,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="WIDTHxHEIGHTxCLASSES")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=3, help="of each order in a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", nargs="+", default=[*ENGINES])
     parser.add_argument("--memory", action="store_true", help="measure peak memory too")
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it as .txt")
@@ -221,7 +244,7 @@ def main() -> None:
             raise SystemExit(f"{size}: marginals differ by {differences['piecewise-training']}: nothing is timed.")
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            timed = time_case(case, engines, arguments.runs)
+            timed = summary(time_case(case, engines, arguments.runs, arguments.rounds))
             for name, result in timed.items():
                 result["difference"] = differences[name]
                 if arguments.memory:
@@ -232,6 +255,7 @@ def main() -> None:
         **measuring.surroundings(),
         "iterations": ITERATIONS,
         "runs": arguments.runs,
+        "rounds": arguments.rounds,
         "results": results,
     }
     if arguments.output:

@@ -248,8 +248,7 @@ def dense_crf(report: Report) -> str:
                 own["iteration_ms"],
                 own["total_ms"],
                 other["total_ms"],
-                other["total_ms"] / own["total_ms"],
-                other["alternating_ms"] / own["alternating_ms"],
+                *(_of_rounds(own["times_faster"][order], report["rounds"]) for order in ("blocks", "alternating")),
             )
         )
     head = ["columns x rows x classes", "setup", "an iteration", "all", "pydensecrf2", "times faster", "alternating"]
@@ -258,11 +257,18 @@ def dense_crf(report: Report) -> str:
             "# How fast the dense CRF is",
             f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians, "
             "beside pydensecrf2 in the same process, which has one thread. Each engine's runs come in a block; in the "
-            "last column the engines take turns, so that each finds the other's data in the caches.",
+            "last column the engines take turns, so that each finds the other's data in the caches."
+            + (" In brackets the least and the most of some rounds." if report["rounds"] > 1 else ""),
             markdown(head, cells),
             origin(report),
         ]
     )
+
+
+def _of_rounds(ratio: Sequence[float], rounds: int) -> str:
+    """A median, and the least and the most of some rounds."""
+    median_of_all, least, most = ratio
+    return f"{median_of_all:.1f}" + (f" ({least:.1f} to {most:.1f})" if rounds > 1 else "")
 
 
 def dense_crf_gpu(report: Report) -> str:
@@ -315,10 +321,10 @@ def speed(report: Report) -> str:
     cells = []
     for case in dict.fromkeys(case for case, _ in found):
         runs = [found[case, threads] for threads in (1, 2)]
-        own = [engines["piecewise-training"]["total_ms"] for engines in runs]
-        peer = [engines["pydensecrf2"]["total_ms"] for engines in runs]
-        faster = ", ".join(f"{theirs / ours:.1f}" for theirs, ours in zip(peer, own, strict=True))
-        cells.append((case, f"{peer[0]:.0f}", *(f"{ms:.0f}" for ms in own), faster))
+        own = [engines["piecewise-training"] for engines in runs]
+        faster = ", ".join(f"{engine['times_faster']['blocks'][0]:.1f}" for engine in own)
+        peer = runs[0]["pydensecrf2"]["total_ms"]
+        cells.append((case, f"{peer:.0f}", *(f"{engine['total_ms']:.0f}" for engine in own), faster))
     return markdown(["columns x rows x classes", "pydensecrf2", "1 thread", "2 threads", "times faster"], cells)
 
 
