@@ -51,22 +51,28 @@ def splat_blur_slice(
     lattices: Sequence[Tables], values: Float[Tensor, "b c n"], transpose: bool = False
 ) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
-    batch, channels, _ = values.shape
+    batch, channels, points = values.shape
     out = torch.empty(values.shape, dtype=values.dtype)
     source, target = _array(values), out.numpy()
     tables = _arrays(lattices)
 
+    def alone(image: int, channel: int, run: Run) -> None:
+        _filter_one(tables[image], source[image, channel], transpose, target[image, channel], run)
+
     def task(index: tuple[int, int]) -> None:
         image, first = index
         if first == channels - 1:
-            _filter_one(tables[image], source[image, first], transpose, target[image, first], _one_by_one)
+            alone(image, first, _one_by_one)
             return
         block = slice(first, first + _BLOCK)
         lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
         _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
 
-    with team() as run:
-        run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
+    if channels == 1:
+        _by_image(lambda image, run: alone(image, 0, run), batch, points)
+    else:
+        with team() as run:
+            run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
     return out
 
 
@@ -118,12 +124,14 @@ def moments(
     feature, source, other = _array(features), _array(values), _array(against)
     tables = _arrays(lattices)
 
-    def together(image: int) -> None:
-        for first in range(0, dims, _BLOCK):  # of a single channel all features side by side
-            block = slice(first, first + _BLOCK)
-            lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
-            _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
-        parts[image, :, 0] *= other[image]
+    side_by_side = min(_BLOCK, -(-dims * batch // torch.get_num_threads()))  # of a single channel so many features
+
+    def together(index: tuple[int, int]) -> None:
+        image, first = index
+        block = slice(first, first + side_by_side)
+        lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
+        _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
+        parts[image, block, 0] *= other[image]
 
     def task(index: tuple[int, int, int]) -> None:
         image, dim, part = index
@@ -134,7 +142,7 @@ def moments(
 
     with team() as run:
         if channels == 1:
-            run(together, range(batch))
+            run(together, [(image, first) for image in range(batch) for first in range(0, dims, side_by_side)])
         else:
             run(task, np.ndindex(batch, dims, len(blocks)))
     return torch.from_numpy(parts.sum(2))

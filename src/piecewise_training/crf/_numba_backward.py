@@ -112,11 +112,9 @@ def gradients(
         run(lambda index: index[0].filter(*index[1:], work), further)
         run(update, state.parts)
     state.leave(total, out, run)
-    slopes = []
-    for term, found in enumerate(moments):
-        mixture = products[term][: state.classes, : state.classes] * state.weight_of_blur(term)
-        slopes.append(Slopes(mixture, None if found is None else found.slopes()))
-    return slopes
+    spreads = run(lambda found: None if found is None else found.slopes(), moments)
+    mixtures = [products[term][: state.classes, : state.classes] * state.weight_of_blur(term) for term in terms]
+    return [Slopes(*pair) for pair in zip(mixtures, spreads, strict=True)]
 
 
 class _Moments:

@@ -163,7 +163,7 @@ class _Filter(torch.autograd.Function):
             f = centred(features, bandwidths)
             moments = ctx.operator.moments(f, values, gradient)
             if ctx.needs_input_grad[1]:
-                spread = f.square() * (received + sent) - 2 * f * moments  # of k_ij (f_i - f_j)² g_i v_j
+                spread = f * torch.addcmul(-2 * moments, f, received + sent)  # of k_ij (f_i - f_j)² g_i v_j
                 to_bandwidths = spread.sum((0, 2)) / bandwidths
             if ctx.needs_input_grad[0]:
                 moments = moments + ctx.operator.moments(f, gradient, values, transpose=True)
