@@ -101,6 +101,37 @@ def recipe_levers(report: Report) -> str:
     )
 
 
+def crf_levers(report: Report) -> str:
+    """What single changes of stage 2 bring."""
+    cells = [
+        (
+            name,
+            100 * row["miou"],
+            100 * row["borders"]["trimap_4"],
+            100 * row["borders"]["boundary_iou"],
+            row["training_seconds"] / 60,
+            1e3 * row["seconds_an_image"],
+            *(f"{100 * iou:.0f}" for iou in row["iou"]),
+        )
+        for name, row in report["rows"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"# What was tried for stage 2: {_data(report)}",
+            f"A CRF learned on the scores of one network, which stays as it is: {report['images']} training images, "
+            f"{report['epochs']} epochs, one seed; all validation images, in per cent, after the last epoch. Single "
+            "changes of the configuration below, and some of them together. Minutes are those of learning, "
+            "milliseconds those of the CRF, on a shared machine.",
+            markdown(
+                ["", "mIoU", "trimap 4 px", "boundary IoU", "min", "ms an image", *report["classes"]],
+                cells,
+            ),
+            origin(report),
+            f"The configuration of the run:\n\n```yaml\n{report['run'].strip()}\n```",
+        ]
+    )
+
+
 def why_piecewise(report: Report, data: str, plot: str) -> str:
     """Piecewise, independent and joint training."""
     rows = report["rows"]
@@ -337,6 +368,7 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "crf_gain": crf_gain,
     "crf_gain_synthetic": crf_gain,
     "recipe_levers": recipe_levers,
+    "crf_levers": crf_levers,
     "why_piecewise": partial(why_piecewise, data="drawn scenes", plot="why_piecewise.png"),
     "why_piecewise_camvid": partial(why_piecewise, data="CamVid", plot="why_piecewise_camvid.png"),
     "context_ablation": context_ablation,
