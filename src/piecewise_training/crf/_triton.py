@@ -14,13 +14,12 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import triton
 from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import Normalized, centred
-from piecewise_training.crf._triton_build import Plan, build, on_the_gpu_of
+from piecewise_training.crf._triton_build import Plan, build, on_the_gpu_of, programs_for
 
 __all__ = ["build", "mean_field", "mean_field_gradients", "moments", "normalizer", "splat_blur_slice"]
 
@@ -55,7 +54,8 @@ class Kept(NamedTuple):
 @on_the_gpu_of(1)
 def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
-    lattice = _Pass(plan, len(values)).blurred(_rows(values), None, transpose)
+    rows = _rows(values)
+    lattice = _Pass(plan, len(values), rows.shape[1]).blurred(rows, None, transpose)
     return _read([_Message(plan, lattice)], None, values.new_empty(values.shape), values.shape)
 
 
@@ -74,7 +74,8 @@ def moments(
     transpose: bool = False,
 ) -> Float[Tensor, "b d n"]:
     """Filters f v for each feature and contracts it with `against` over the channels; see `_reference.moments`."""
-    rows, other, through = _rows(values), _rows(against), _Pass(plan, len(values))
+    rows, other = _rows(values), _rows(against)
+    through = _Pass(plan, len(values), rows.shape[1])
     found = []
     for feature in features.expand(len(values), -1, -1).unbind(1):
         lattice = through.blurred(rows, feature.reshape(-1).contiguous(), transpose)
@@ -101,7 +102,7 @@ def mean_field(
         for (lattices, before, after), mixture in zip(terms, mixtures, strict=True)
     ]
     gains = [_padded(term.mixture.expand(classes) if term.mixture.ndim < 2 else term.mixture) for term in own]
-    passes = [_Pass(term.plan, batch, iterations) for term in own]
+    passes = [_Pass(term.plan, batch, _width(classes), iterations) for term in own]
     kept = Kept(own, [])
     result: Result = "log_softmax" if logarithm else "softmax"
     if not iterations:
@@ -164,7 +165,7 @@ class _Slopes:
         self._plan, self._before, self._after, mixture = term
         self._mixture = _padded(mixture.expand(shape[1]) if mixture.ndim < 2 else mixture)
         self._shape, self._features = shape, features
-        self._pass = _Pass(self._plan, shape[0])
+        self._pass = _Pass(self._plan, shape[0], _width(shape[1]))
         self._products: Tensor | float = 0.0
         points = shape[0] * shape[2] if features else 0
         self._to_before, self._to_after = self._plan.weights.new_zeros(2, points)
@@ -219,20 +220,36 @@ class _Slopes:
 
 
 class _Pass:
-    """The way of rows to the vertices of a plan, over and over; one plan of one image serves a whole batch."""
+    """The way of rows to the vertices of a plan, over and over; one plan of one image serves a whole batch.
 
-    def __init__(self, plan: Plan, batch: int, times: int = 1) -> None:
-        self._plan, self._copies = plan, batch // len(plan)
-        self._arrivals, self._turn = torch.zeros(times, dtype=torch.int32, device=plan.order.device), 0
+    What its launches have in common is worked out once: for one image the GPU is as fast as the CPU that launches.
+    """
+
+    def __init__(self, plan: Plan, batch: int, width: int, times: int = 1) -> None:
+        device = plan.order.device
+        self._axes, self._copies, self._size = plan.axes, batch // len(plan), len(plan.bounds) - 1
+        self._groups, self._points = len(plan.groups) - 1, len(plan.simplices)
+        self._sorted, self._around = (
+            (plan.order, plan.groups, plan.weights),
+            (plan.entries, plan.bounds, plan.neighbours),
+        )
+        self._width, self._tile, self._how = width, _tile(width), _how(device)
+        block = self._tile["BLOCK"]
+        lanes = min(plan.lanes, block)
+        tiles = self._copies * max(
+            programs_for(self._groups * programs_for(self._axes, 3), block), programs_for(self._size * lanes, block)
+        )
+        self._kernel = kernels.spread[(min(tiles, self._how.programs),)]
+        self._options = {"V": self._axes, "S": width, "LANES": lanes, **self._tile, **self._how.options}
+        self._arrivals, self._turn, self._times = torch.zeros(times, dtype=torch.int32, device=device), 0, times
 
     def blurred(
         self, rows: Float[Tensor, "p s"], factor: Float[Tensor, " p"] | None, backwards: bool = False
     ) -> Float[Tensor, "x m s"]:
         """What the points, times a factor each, give to the vertices of each copy, blurred along every axis."""
-        lattice = self._empty(rows)
-        spare = torch.empty_like(lattice)
-        self._run(rows, factor, lattice, spare, 0, 2 + self._plan.axes, backwards)
-        return spare if self._plan.axes % 2 else lattice
+        lattice, spare = self._empty(rows), self._empty(rows)
+        self._run(rows, factor, lattice, spare, 0, 2 + self._axes, backwards)
+        return spare if self._axes % 2 else lattice
 
     def sums(self, rows: Float[Tensor, "p s"], factor: Float[Tensor, " p"] | None) -> Float[Tensor, "x m s"]:
         """The same without the blur; the last vertex is none, and holds zeros."""
@@ -242,32 +259,26 @@ class _Pass:
 
     def blur(self, lattice: Float[Tensor, "x m s"], backwards: bool) -> Float[Tensor, "x m s"]:
         """Sums after the blur along every axis; their memory is used."""
-        spare = torch.empty_like(lattice)
-        self._run(lattice, None, lattice, spare, 2, 2 + self._plan.axes, backwards)
-        return spare if self._plan.axes % 2 else lattice
+        spare = self._empty(lattice)
+        self._run(lattice, None, lattice, spare, 2, 2 + self._axes, backwards)
+        return spare if self._axes % 2 else lattice
 
     def _empty(self, rows: Tensor) -> Tensor:
-        return rows.new_empty(self._copies, len(self._plan.bounds) - 1, rows.shape[1])
+        return rows.new_empty(self._copies, self._size, self._width)
 
     def _run(
         self, rows: Tensor, factor: Tensor | None, lattice: Tensor, spare: Tensor, first: int, last: int,
         backwards: bool,
     ) -> None:  # fmt: skip
-        plan, width = self._plan, lattice.shape[2]
-        groups, size = len(plan.groups) - 1, lattice.shape[1]
-        sums = rows.new_empty(self._copies * groups * plan.axes if first < 2 else 1, width)
-        tile = _tile(width)
-        lanes = min(plan.lanes, tile["BLOCK"])
-        tiles = self._copies * triton.cdiv(max(groups * triton.cdiv(plan.axes, 3), size * lanes), tile["BLOCK"])
-        if self._turn == len(self._arrivals):
+        sums = rows.new_empty(self._copies * self._groups * self._axes if first < 2 else 1, self._width)
+        if self._turn == self._times:
             self._arrivals, self._turn = torch.zeros_like(self._arrivals), 0
-        how = _how(rows.device)
-        for begin, end in [(first, last)] if how.meet else [(phase, phase + 1) for phase in range(first, last)]:
-            kernels.spread[(min(tiles, how.programs),)](
-                plan.order, plan.groups, plan.weights, rows if factor is None else factor, rows, sums, plan.entries,
-                plan.bounds, plan.neighbours, lattice, spare, self._arrivals, self._turn, self._copies,
-                len(plan.simplices), groups, size, begin, end, SCALED=factor is not None, BACKWARDS=backwards,
-                V=plan.axes, S=width, LANES=lanes, **tile, **how.options,
+        together = [(first, last)] if self._how.meet else [(phase, phase + 1) for phase in range(first, last)]
+        for begin, end in together:
+            self._kernel(
+                *self._sorted, rows if factor is None else factor, rows, sums, *self._around, lattice, spare,
+                self._arrivals, self._turn, self._copies, self._points, self._groups, self._size, begin, end,
+                SCALED=factor is not None, BACKWARDS=backwards, **self._options,
             )  # fmt: skip
         self._turn += 1
 
@@ -327,7 +338,7 @@ def _read(
     width = _width(channels)
     operands, flags = _operands(messages, out, width)
     tile = _tile(width)
-    kernels.read[triton.cdiv(points, tile["BLOCK"]), batch](
+    kernels.read[programs_for(points, tile["BLOCK"]), batch](
         *operands, out if base is None else base, out, points, channels, BASE=_layout(base), RESULT=result,
         PLANES=out.ndim == 3, S=width, **flags, **tile,
     )  # fmt: skip
@@ -356,7 +367,7 @@ def _pull(
     width = _width(channels)
     operands, flags = _operands(messages, change, width)
     tile = _tile(width)
-    kernels.pull[triton.cdiv(points, tile["BLOCK"]), batch](
+    kernels.pull[programs_for(points, tile["BLOCK"]), batch](
         *operands, change if base is None else base, marginals, change, total, points, channels, BASE=_layout(base),
         LOGARITHM=logarithm, S=width, **flags, **tile,
     )  # fmt: skip
@@ -370,7 +381,7 @@ def _contract(
     width = _width(channels)
     gain = _ones(width, rows.dtype, rows.device) if gain is None else gain
     tile = _tile(width)
-    kernels.contract[triton.cdiv(points, tile["BLOCK"]), batch](
+    kernels.contract[programs_for(points, tile["BLOCK"]), batch](
         plan.simplices, plan.vertices, plan.weights, gain, lattice, lattice.shape[1], plan.share, rows, sums, points,
         SHARED=len(plan) == 1, V=plan.axes, S=width, **tile,
     )  # fmt: skip
@@ -398,9 +409,10 @@ def _layout(base: Tensor | None) -> str:
     return "none" if base is None else "planes" if base.ndim == 3 else "rows"
 
 
+@cache
 def _tile(width: int) -> dict[str, Any]:
     """Powers of two of channels and of points or vertices that a program works on: eight numbers in each thread."""
-    columns = triton.next_power_of_2(width)
+    columns = 1 << (width - 1).bit_length()
     return {"C": columns, "BLOCK": max(1, 1024 // columns), "num_warps": 4}
 
 
@@ -418,9 +430,8 @@ def _padded(mixture: Tensor) -> Tensor:
 def _rows(values: Float[Tensor, "b c n"]) -> Float[Tensor, "p s"]:
     """Each point's channels side by side."""
     batch, channels, points = values.shape
-    rows = values.new_zeros(batch, points, _width(channels))
-    rows[..., :channels] = values.detach().mT
-    return rows.reshape(batch * points, -1)
+    rows = torch.nn.functional.pad(values.detach().mT, [0, _width(channels) - channels])
+    return rows.reshape(batch * points, -1).contiguous()
 
 
 def _factor(factor: Tensor | None, batch: int) -> Float[Tensor, " p"] | None:

@@ -9,7 +9,6 @@ from functools import cache, cached_property, wraps
 from typing import ParamSpec, TypeVar, overload
 
 import torch
-import triton
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -119,13 +118,13 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     million share one has in a batch of b a probability below b in ten million.
     """
     batch, d, points = features.shape
-    device, axes = features.device, triton.next_power_of_2(d + 1)
+    device, axes = features.device, 1 << d.bit_length()
     bits = 63 - (batch - 1).bit_length()
     weights = features.new_empty(batch * points, d + 1)
     corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
     names = torch.empty(batch * points, dtype=torch.int64, device=device)
     block = max(1, min(128, 8192 // axes**2))
-    kernels.place[triton.cdiv(points, block), batch](
+    kernels.place[programs_for(points, block), batch](
         features.contiguous(), _elevation(d, features.dtype, device) / bandwidths[:, None], _multipliers(2 * d, device),
         weights, corners, names, points, D=d, P=axes, BITS=bits, BLOCK=block,
     )  # fmt: skip
@@ -152,7 +151,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
         order, ordered, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
     )
     neighbours = _integers(device, d + 1, 2, size)
-    kernels.find_neighbours[triton.cdiv(size, _LINE), 2 * (d + 1)](
+    kernels.find_neighbours[programs_for(size, _LINE), 2 * (d + 1)](
         known, _steps(d, device), neighbours, size, size.bit_length(), BITS=bits, BLOCK=_LINE
     )
     ends = [(many_simplices, size)]
@@ -167,7 +166,9 @@ def _numbered(ordered: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
     """The numbers, from 1, of sorted names, and where `points` are given of groups of no more than so many."""
     begins = torch.empty(2 if points else 1, len(ordered), dtype=torch.int32, device=ordered.device)
     kernels.mark[_blocks(len(ordered))](ordered, begins, len(ordered), POINTS=points, BLOCK=_LINE)
-    return begins.cumsum(1, dtype=torch.int32)
+    for row in begins:  # each by itself: of rows together torch gives one to each multiprocessor
+        row.cumsum_(0)
+    return begins
 
 
 def _integers(device: torch.device, *shape: int) -> Int[Tensor, "*s"]:
@@ -176,7 +177,12 @@ def _integers(device: torch.device, *shape: int) -> Int[Tensor, "*s"]:
 
 def _blocks(count: int) -> tuple[int]:
     """The programs for so many numbers in a line."""
-    return (triton.cdiv(count, _LINE),)
+    return (programs_for(count, _LINE),)
+
+
+def programs_for(count: int, of_each: int) -> int:
+    """How many programs are needed where each does so many; Triton's own `cdiv` takes some microseconds of Python."""
+    return -(-count // of_each)
 
 
 @cache

@@ -43,7 +43,10 @@ class PairwiseTerm:
 
         Of Potts it is w times the identity: equal up to a constant over the labels, which the softmax removes.
         """
-        weight = torch.as_tensor(self.weight, dtype=like.dtype, device=like.device)
+        if isinstance(self.weight, Tensor):
+            weight = self.weight.to(like)
+        else:  # filled in on the device: a copy from the CPU would wait for all that the GPU has to do
+            weight = torch.full((), self.weight, dtype=like.dtype, device=like.device)
         if self.compatibility is None:
             return weight
         costs = self.compatibility.to(like)
