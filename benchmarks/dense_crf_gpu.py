@@ -141,7 +141,7 @@ def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: 
         plan: _triton.Plan = operator._tables
         factor = _triton._factor(kernel.after, batch)
         assert factor is not None
-        through = _triton._Pass(plan, batch)
+        through = _triton._Pass(plan, batch, rows.shape[1])
         lattice = through.blurred(rows, factor)
         spare = torch.empty_like(lattice)
         sums = batch // len(plan) * plan.entries.numel() * rows[0].nbytes
@@ -156,7 +156,7 @@ def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: 
         for axis in range(plan.axes):
             moved = 2 * lattice.nbytes + plan.neighbours[0].nbytes
             steps[f"{name}: blur {axis + 1}"] = phases(2 + axis, 3 + axis), moved
-        whole = lambda p=plan, f=factor: _triton._Pass(p, batch).blurred(rows, f)  # noqa: E731
+        whole = lambda p=plan, f=factor: _triton._Pass(p, batch, rows.shape[1]).blurred(rows, f)  # noqa: E731
         steps[f"{name}: all of these"] = whole, rows.nbytes + tables + lattice.nbytes
         messages.append(_triton._Message(plan, lattice, factor))
         to_read += tables + plan.vertices.nbytes + lattice.nbytes

@@ -89,6 +89,21 @@ def test_groups_and_entries_beyond_a_tile(kernels: ModuleType, device: torch.dev
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
+def test_simplices_whose_keys_are_the_same(
+    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points sorted by two bits of their simplices' names: simplices get several numbers, and the same sums."""
+    features, values = points(2, 2, 50, 0.7, device), torch.randn(2, 3, 50, device=device)
+    whole = kernels.build(features, torch.ones(2, device=device))
+    monkeypatch.setattr("piecewise_training.crf._triton_build._LEFT", 60)
+    mixed = kernels.build(features, torch.ones(2, device=device))
+    assert len(mixed.vertices) > len(whole.vertices)
+    assert mixed.neighbours.shape == whole.neighbours.shape
+    assert torch.equal(mixed.vertices[mixed.simplices], whole.vertices[whole.simplices])
+    found, expected = kernels.splat_blur_slice(mixed, values), kernels.splat_blur_slice(whole, values)
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_normalizer_and_moments(kernels: ModuleType, device: torch.device, symmetric: bool) -> None:
     features, ones = points(2, 2, 8, 1.0, device), torch.ones(2, device=device)
@@ -294,8 +309,8 @@ both = {"V1": 3, "V2": 6, "SCALED1": True, "SCALED2": True, "SHARED1": True, "SH
 rows = {"BASE": "planes", "RESULT": "softmax", "PLANES": False}
 planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
-    ("place", "FFLFLLn", {"D": 5, "P": 8, "BITS": 63, "BLOCK": 128}),
-    ("mark", "LIn", {"POINTS": 16, "BLOCK": 256}),
+    ("place", "FFLFLLIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "BLOCK": 128}),
+    ("mark", "LLIn", {"POINTS": 16, "BLOCK": 256}),
     ("group_points", "LILIIIILnn", {"V": 6, "BLOCK": 256}),
     ("number_vertices", "LLIIIILnn", {"BLOCK": 256}),
     ("find_neighbours", "LLInn", {"BITS": 63, "BLOCK": 256}),

@@ -51,18 +51,22 @@ class Kept(NamedTuple):
     steps: list[Step]
 
 
-@on_the_gpu_of(1)
 def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
-    rows = _rows(values)
-    lattice = _Pass(plan, len(values), rows.shape[1]).blurred(rows, None, transpose)
-    return _read([_Message(plan, lattice)], None, values.new_empty(values.shape), values.shape)
+    return _filtered(plan, _rows(values), values.shape, transpose)
+
+
+@on_the_gpu_of(1)
+def _filtered(plan: Plan, rows: Float[Tensor, "p s"], shape: torch.Size, transpose: bool) -> Float[Tensor, "b c n"]:
+    lattice = _Pass(plan, shape[0], rows.shape[1]).blurred(rows, None, transpose)
+    return _read([_Message(plan, lattice)], None, rows.new_empty(shape), shape)
 
 
 def normalizer(plan: Plan, symmetric: bool) -> Float[Tensor, "b 1 n"]:
     """One over what the filter makes of ones, or over its root; see `_reference.normalizer`."""
-    sums = splat_blur_slice(plan, plan.weights.new_ones(len(plan), 1, plan.points)) + 1e-20
-    return sums.rsqrt() if symmetric else sums.reciprocal()
+    shape = torch.Size((len(plan), 1, plan.points))
+    sums = _filtered(plan, plan.weights.new_ones(shape.numel(), 1), shape, transpose=False).add_(1e-20)
+    return sums.rsqrt_() if symmetric else sums.reciprocal_()
 
 
 @on_the_gpu_of(1)
@@ -101,7 +105,7 @@ def mean_field(
         Term(cast(Plan, lattices), _factor(before, batch), _factor(after, batch), mixture.detach())
         for (lattices, before, after), mixture in zip(terms, mixtures, strict=True)
     ]
-    gains = [_padded(term.mixture.expand(classes) if term.mixture.ndim < 2 else term.mixture) for term in own]
+    gains = [_padded(term.mixture, classes) for term in own]
     passes = [_Pass(term.plan, batch, _width(classes), iterations) for term in own]
     kept = Kept(own, [])
     result: Result = "log_softmax" if logarithm else "softmax"
@@ -163,7 +167,7 @@ class _Slopes:
 
     def __init__(self, term: Term, shape: tuple[int, ...], features: list[Tensor] | None) -> None:
         self._plan, self._before, self._after, mixture = term
-        self._mixture = _padded(mixture.expand(shape[1]) if mixture.ndim < 2 else mixture)
+        self._mixture = _padded(mixture, shape[1])
         self._shape, self._features = shape, features
         self._pass = _Pass(self._plan, shape[0], _width(shape[1]))
         self._products: Tensor | float = 0.0
@@ -421,10 +425,12 @@ def _width(channels: int) -> int:
     return channels if channels < 3 else -(-channels // 4) * 4
 
 
-def _padded(mixture: Tensor) -> Tensor:
-    """The diagonal of a mixture, or all of it, as wide as rows are."""
-    missing = _width(mixture.shape[-1]) - mixture.shape[-1]
-    return torch.nn.functional.pad(mixture, [0, missing] * mixture.ndim).contiguous()
+def _padded(mixture: Tensor, classes: int) -> Tensor:
+    """The diagonal of a mixture, or all of it, as wide as rows are, whose further channels hold zeros."""
+    width = _width(classes)
+    if not mixture.ndim:
+        return mixture.expand(width).contiguous()
+    return torch.nn.functional.pad(mixture, [0, width - classes] * mixture.ndim).contiguous()
 
 
 def _rows(values: Float[Tensor, "b c n"]) -> Float[Tensor, "p s"]:

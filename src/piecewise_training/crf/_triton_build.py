@@ -16,6 +16,7 @@ from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import Tables, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
+_LEFT = 32  # bits of a simplex's name by which points are not sorted: with half of them a sort takes half as long
 _LINE = 256  # numbers that a program works on in a line
 
 _P = ParamSpec("_P")
@@ -123,14 +124,15 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     weights = features.new_empty(batch * points, d + 1)
     corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
     names = torch.empty(batch * points, dtype=torch.int64, device=device)
+    keys = _integers(device, batch * points)
     block = max(1, min(128, 8192 // axes**2))
     kernels.place[programs_for(points, block), batch](
         features.contiguous(), _elevation(d, features.dtype, device) / bandwidths[:, None], _multipliers(2 * d, device),
-        weights, corners, names, points, D=d, P=axes, BITS=bits, BLOCK=block,
+        weights, corners, names, keys, points, D=d, P=axes, BITS=bits, LEFT=_LEFT, BLOCK=block,
     )  # fmt: skip
 
-    ordered, order = names.sort(stable=True)
-    numbers = _numbered(ordered, _POINTS)
+    order = keys.sort(stable=True).indices
+    numbers = _numbered(names, order, _POINTS)
     many_simplices, many = numbers[:, -1].tolist()
     sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
     groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
@@ -141,14 +143,15 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     )  # fmt: skip
     simplex_ends = numbers[0, points - 1 :: points] if batch > 1 else None
 
-    ordered, order = of_groups.flatten().sort(stable=True)
-    numbers = _numbered(ordered, 0)
+    of_groups = of_groups.flatten()
+    order = of_groups.sort(stable=True).indices
+    numbers = _numbered(of_groups, order, 0)
     size = int(numbers[0, -1])
     vertices, entries = _integers(device, many, d + 1), _integers(device, many * (d + 1))
     bounds = _integers(device, size + 2)
     known = torch.empty(size, dtype=torch.int64, device=device)
     kernels.number_vertices[_blocks(len(order))](
-        order, ordered, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
+        order, of_groups, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
     )
     neighbours = _integers(device, d + 1, 2, size)
     kernels.find_neighbours[programs_for(size, _LINE), 2 * (d + 1)](
@@ -159,13 +162,15 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
         beyond = torch.arange(1, batch, device=device) << bits
         vertex_ends = [*torch.searchsorted(known, beyond).tolist(), size]
         ends = list(zip(simplex_ends.tolist(), vertex_ends, strict=True))
-    return Plan(simplices, vertices[firsts], weights, neighbours, sorted_points, groups, entries, bounds, ends)
+    return Plan(
+        simplices, vertices.index_select(0, firsts), weights, neighbours, sorted_points, groups, entries, bounds, ends
+    )
 
 
-def _numbered(ordered: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
-    """The numbers, from 1, of sorted names, and where `points` are given of groups of no more than so many."""
-    begins = torch.empty(2 if points else 1, len(ordered), dtype=torch.int32, device=ordered.device)
-    kernels.mark[_blocks(len(ordered))](ordered, begins, len(ordered), POINTS=points, BLOCK=_LINE)
+def _numbered(names: Int[Tensor, " n"], order: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
+    """The numbers, from 1, of names in this order, and with `points` of groups of no more than so many."""
+    begins = torch.empty(2 if points else 1, len(names), dtype=torch.int32, device=names.device)
+    kernels.mark[_blocks(len(names))](names, order, begins, len(names), POINTS=points, BLOCK=_LINE)
     for row in begins:  # each by itself: of rows together torch gives one to each multiprocessor
         row.cumsum_(0)
     return begins

@@ -14,13 +14,14 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["points"])
 def place(
-    features, elevation, multipliers, weights, corners, simplices, points, D: tl.constexpr, P: tl.constexpr,
-    BITS: tl.constexpr, BLOCK: tl.constexpr,
+    features, elevation, multipliers, weights, corners, simplices, keys, points, D: tl.constexpr, P: tl.constexpr,
+    BITS: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each point's barycentric weights in its simplex, and the names of the simplex and of its vertices.
 
     A name has the image's number above BITS bits that are linear in a vertex's coordinates, so that its neighbours'
-    names are known without them. P is a power of two of at least D + 1. See `_reference._enclosing_simplex`.
+    names are known without them. A key is a simplex's name without its lowest LEFT bits. P is a power of two of at
+    least D + 1. See `_reference._enclosing_simplex`.
     """
     image = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -56,16 +57,19 @@ def place(
         tl.store(corners + place_of_weights + corner, name, mask=inside)
     name = tl.sum(base.to(tl.int64) * factor, 0)
     name += tl.sum(rank.to(tl.int64) * tl.load(multipliers + D + axis, mask=axis < D, other=0), 0)
-    tl.store(simplices + image * points + point, _of_image(name, image, BITS), mask=inside)
+    name = _of_image(name, image, BITS)
+    tl.store(simplices + image * points + point, name, mask=inside)
+    tl.store(keys + image * points + point, (name >> LEFT).to(tl.int32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
-def mark(ordered, begins, count, POINTS: tl.constexpr, BLOCK: tl.constexpr):
-    """1 where a new name begins, and with POINTS in a second row also where a group of so many may: else 0."""
+def mark(names, order, begins, count, POINTS: tl.constexpr, BLOCK: tl.constexpr):
+    """1 where another name begins in this order, and with POINTS in a second row also where a group of so many may."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    name = tl.load(ordered + place, mask=inside, other=0)
-    new = (place == 0) | (name != tl.load(ordered + place - 1, mask=inside & (place > 0), other=0))
+    inside, earlier = place < count, (place > 0) & (place < count)
+    name = tl.load(names + tl.load(order + place, mask=inside, other=0), mask=inside, other=0)
+    before = tl.load(names + tl.load(order + place - 1, mask=earlier, other=0), mask=earlier, other=0)
+    new = (place == 0) | (name != before)
     tl.store(begins + place, new.to(tl.int32), mask=inside)
     if POINTS:
         tl.store(begins + count + place, (new | (place % POINTS == 0)).to(tl.int32), mask=inside)
@@ -79,6 +83,7 @@ def group_points(
     """Each point's simplex, where groups begin, the first group of each simplex, and the names of a group's vertices.
 
     The points are sorted by simplex; `numbers` has those of their simplices and then those of their groups, from 1.
+    A simplex whose key another one has may have several numbers, with the same vertices.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
@@ -99,11 +104,11 @@ def group_points(
 
 @triton.jit(do_not_specialize=["count", "size"])
 def number_vertices(
-    sorted_sums, ordered, numbers, entries, vertices, bounds, known, count, size, BLOCK: tl.constexpr
+    sorted_sums, names, numbers, entries, vertices, bounds, known, count, size, BLOCK: tl.constexpr
 ):  # fmt: skip
     """The vertex that each sum of a group goes to, where a vertex's sums begin, and the vertices' names.
 
-    The sums are sorted by vertex; `ordered` are the names of their vertices and `numbers` the numbers, from 1.
+    The sums are sorted by vertex; `names` are those of their vertices, unsorted, and `numbers` the numbers, from 1.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
@@ -113,7 +118,7 @@ def number_vertices(
     tl.store(entries + place, entry.to(tl.int32), mask=inside)
     tl.store(vertices + entry, vertex, mask=inside)
     tl.store(bounds + vertex, place, mask=first)
-    tl.store(known + vertex, tl.load(ordered + place, mask=first, other=0), mask=first)
+    tl.store(known + vertex, tl.load(names + entry, mask=first, other=0), mask=first)
     last = place == count - 1
     tl.store(bounds + size + place * 0, place + 1, mask=last)
     tl.store(bounds + size + 1 + place * 0, place + 1, mask=last)
