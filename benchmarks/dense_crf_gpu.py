@@ -145,18 +145,14 @@ def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: 
         lattice = through.blurred(rows, factor)
         spare = torch.empty_like(lattice)
         sums = batch // len(plan) * plan.entries.numel() * rows[0].nbytes
-        tables = plan.weights.nbytes + factor.nbytes
+        tables = plan.weights.nbytes + plan.order.nbytes + factor.nbytes
         through._run(rows, factor, lattice, spare, 0, 2, False)
 
         def phases(first: int, last: int, through=through, factor=factor, lattice=lattice, spare=spare) -> Call:
             return lambda: through._run(rows, factor, lattice, spare, first, last, False)
 
-        if plan.direct:
-            read = rows.nbytes + tables
-        else:
-            read = sums
-            steps[f"{name}: splat"] = phases(0, 1), rows.nbytes + tables + plan.order.nbytes + plan.groups.nbytes + sums
-        steps[f"{name}: gather"] = phases(1, 2), read + plan.entries.nbytes + plan.bounds.nbytes + lattice.nbytes
+        steps[f"{name}: splat"] = phases(0, 1), rows.nbytes + tables + plan.groups.nbytes + sums
+        steps[f"{name}: gather"] = phases(1, 2), sums + plan.entries.nbytes + plan.bounds.nbytes + lattice.nbytes
         for axis in range(plan.axes):
             moved = 2 * lattice.nbytes + plan.neighbours[0].nbytes
             steps[f"{name}: blur {axis + 1}"] = phases(2 + axis, 3 + axis), moved

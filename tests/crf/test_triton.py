@@ -68,28 +68,20 @@ def test_places_points_as_the_reference(
         (1, 5, 2, 2, 9.0),
     ],
 )
-@pytest.mark.parametrize(("transpose", "direct"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("transpose", [False, True])
 def test_filters_as_the_reference(
-    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch, batch: int, d: int, n: int,
-    channels: int, spread: float, transpose: bool, direct: bool,
-) -> None:  # fmt: skip
-    """Also where many points share a simplex and many groups a vertex, and by sums of groups as by those of points."""
-    monkeypatch.setattr("piecewise_training.crf._triton_build._FEW", 100 if direct else 0)
+    kernels: ModuleType, device: torch.device, batch: int, d: int, n: int, channels: int, spread: float, transpose: bool
+) -> None:
+    """Also where many points share a simplex and many groups a vertex."""
     features, bandwidths = points(batch, d, n, spread, device), torch.ones(d, device=device)
     values = torch.randn(batch, channels, n, device=device)
-    plan = kernels.build(features, bandwidths)
-    assert plan.direct == direct
-    found = kernels.splat_blur_slice(plan, values, transpose)
+    found = kernels.splat_blur_slice(kernels.build(features, bandwidths), values, transpose)
     expected = _reference.splat_blur_slice(_reference.build(features, bandwidths), values, transpose)
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("few", [4, 100])
-def test_groups_and_entries_beyond_a_tile(
-    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch, few: int
-) -> None:
-    """600 points in one place, or their 38 groups, are more than a vertex gathers at a time."""
-    monkeypatch.setattr("piecewise_training.crf._triton_build._FEW", few)
+def test_groups_and_entries_beyond_a_tile(kernels: ModuleType, device: torch.device) -> None:
+    """600 points in one place are 19 groups, more than a vertex gathers at a time."""
     features = torch.zeros(1, 2, 600, device=device)
     values = torch.randn(1, 2, 600, device=device)
     ours, theirs = (module.build(features, torch.ones(2, device=device)) for module in (kernels, _reference))
@@ -218,7 +210,6 @@ def test_any_number_of_terms(device: torch.device, count: int) -> None:
 
 def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all programs are not sure to run at the same time, phases are launched one by one: the same bits."""
-    monkeypatch.setattr("piecewise_training.crf._triton_build._FEW", 0)
     features, values = points(2, 3, 40, 1.0, device), torch.randn(2, 3, 40, device=device)
     plan = kernels.build(features, torch.ones(3, device=device))
     together = kernels.splat_blur_slice(plan, values)
@@ -320,11 +311,10 @@ planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
     ("place", "FFLFLLIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "BLOCK": 128}),
     ("mark", "LLIn", {"POINTS": 16, "BLOCK": 256}),
-    ("group_points", "LILIIIILnn", {"DIRECT": False, "V": 6, "BLOCK": 256}),
+    ("group_points", "LILIIIILnn", {"V": 6, "BLOCK": 256}),
     ("number_vertices", "LLIIIILnn", {"BLOCK": 256}),
     ("find_neighbours", "LLInn", {"BITS": 63, "BLOCK": 256}),
-    *(("spread", "IIFFFFIIIFFInnnnnnn",
-       {"SCALED": True, "BACKWARDS": False, "DIRECT": direct, "V": 6, "LANES": 8, **tile}) for direct in (False, True)),
+    ("spread", "IIFFFFIIIFFInnnnnnn", {"SCALED": True, "BACKWARDS": False, "V": 6, "LANES": 8, **tile}),
     *(("read", 2 * "IIFFFFnx" + "FFnn", {"TERMS": terms, **both, **how, **tile})
       for terms, how in ((0, rows), (1, planes), (2, rows))),
     *(("pull", 2 * "IIFFFFnx" + "FFFFnn", {"TERMS": terms, "BASE": base, "LOGARITHM": terms == 0, **both, **tile})
@@ -343,7 +333,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     """For an H200's architecture, with the assembler that Triton brings along."""
     result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
     assert result.returncode == 0, result.stderr
-    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", *2 * ["spread"], *3 * ["read"]]
+    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", *3 * ["read"]]
     names += [*3 * ["pull"], "contract"]
     assert result.stdout.split() == [word for name in names for word in (name, "True")]
 

@@ -16,7 +16,6 @@ from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import Tables, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
-_FEW = 4  # points of a group on average, below which a vertex takes sums of points and not of groups
 _LEFT = 32  # bits of a simplex's name by which points are not sorted: with half of them a sort takes half as long
 _LINE = 256  # numbers that a program works on in a line
 
@@ -35,9 +34,9 @@ class Plan(Sequence[Tables]):
         vertices: (s, v) of each simplex.
         weights: (n, v) of each point.
         neighbours: (v, 2, m) of each vertex, m for none.
-        order: (n,) the points sorted by simplex; none where there are no groups.
-        groups: (g + 1,) where each group of points begins in this order; of few points there are none.
-        entries: (g v,) the sums of groups, or (n v,) the weights of points, sorted by vertex.
+        order: (n,) the points sorted by simplex.
+        groups: (g + 1,) where each group of points begins in this order.
+        entries: (g v,) the sums of groups sorted by vertex.
         bounds: (m + 2,) where each vertex's entries begin.
         ends: for each image the first simplex and vertex that are no longer its own.
     """
@@ -66,11 +65,6 @@ class Plan(Sequence[Tables]):
     def share(self) -> float:
         """What the blur's weights add up to, inverted."""
         return 1 / (1 + 2.0 ** (1 - self.axes))
-
-    @property
-    def direct(self) -> bool:
-        """Whether vertices take sums of points and not of groups."""
-        return not len(self.groups)
 
     @cached_property
     def lanes(self) -> int:
@@ -140,25 +134,24 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     order = keys.sort(stable=True).indices
     numbers = _numbered(names, order, _POINTS)
     many_simplices, many = numbers[:, -1].tolist()
-    direct = many * _FEW > len(names)
-    simplices, firsts = _integers(device, len(names)), _integers(device, many_simplices)
-    sorted_points, groups = _integers(device, 0 if direct else len(names)), _integers(device, 0 if direct else many + 1)
-    around = corners if direct else torch.empty(many, d + 1, dtype=torch.int64, device=device)
+    sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
+    groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
+    of_groups = torch.empty(many, d + 1, dtype=torch.int64, device=device)
     kernels.group_points[_blocks(len(names))](
-        order, numbers, corners, sorted_points, simplices, groups, firsts, around, len(names), many, DIRECT=direct,
-        V=d + 1, BLOCK=_LINE,
+        order, numbers, corners, sorted_points, simplices, groups, firsts, of_groups, len(names), many, V=d + 1,
+        BLOCK=_LINE,
     )  # fmt: skip
     simplex_ends = numbers[0, points - 1 :: points] if batch > 1 else None
 
-    around = around.flatten()
-    order = around.sort(stable=True).indices
-    numbers = _numbered(around, order, 0)
+    of_groups = of_groups.flatten()
+    order = of_groups.sort(stable=True).indices
+    numbers = _numbered(of_groups, order, 0)
     size = int(numbers[0, -1])
-    vertices, entries = _integers(device, len(around) // (d + 1), d + 1), _integers(device, len(around))
+    vertices, entries = _integers(device, many, d + 1), _integers(device, many * (d + 1))
     bounds = _integers(device, size + 2)
     known = torch.empty(size, dtype=torch.int64, device=device)
     kernels.number_vertices[_blocks(len(order))](
-        order, around, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
+        order, of_groups, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
     )
     neighbours = _integers(device, d + 1, 2, size)
     kernels.find_neighbours[programs_for(size, _LINE), 2 * (d + 1)](

@@ -77,12 +77,10 @@ def mark(names, order, begins, count, POINTS: tl.constexpr, BLOCK: tl.constexpr)
 
 @triton.jit(do_not_specialize=["count", "many"])
 def group_points(
-    sorted_points, numbers, corners, order, simplices, groups, firsts, names, count, many, DIRECT: tl.constexpr,
-    V: tl.constexpr, BLOCK: tl.constexpr,
+    sorted_points, numbers, corners, order, simplices, groups, firsts, names, count, many, V: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each point's simplex, where groups begin, the first group of each simplex, and the names of a group's vertices.
-
-    DIRECT is without groups: only each point's simplex, and the first point of each simplex.
 
     The points are sorted by simplex; `numbers` has those of their simplices and then those of their groups, from 1.
     A simplex whose key another one has may have several numbers, with the same vertices.
@@ -94,17 +92,14 @@ def group_points(
     simplex, group = tl.load(numbers + place, mask=inside), tl.load(numbers + count + place, mask=inside)
     first = inside & (simplex != tl.load(numbers + place - 1, mask=earlier, other=0))
     begins = inside & (group != tl.load(numbers + count + place - 1, mask=earlier, other=0))
+    tl.store(order + place, point.to(tl.int32), mask=inside)
     tl.store(simplices + point, simplex - 1, mask=inside)
-    if DIRECT:
-        tl.store(firsts + simplex - 1, point.to(tl.int32), mask=first)
-    else:
-        tl.store(order + place, point.to(tl.int32), mask=inside)
-        tl.store(firsts + simplex - 1, group - 1, mask=first)
-        tl.store(groups + group - 1, place, mask=begins)
-        tl.store(groups + many + place * 0, place + 1, mask=place == count - 1)
-        for corner in tl.static_range(V):
-            name = tl.load(corners + point * V + corner, mask=begins, other=0)
-            tl.store(names + (group - 1).to(tl.int64) * V + corner, name, mask=begins)
+    tl.store(firsts + simplex - 1, group - 1, mask=first)
+    tl.store(groups + group - 1, place, mask=begins)
+    tl.store(groups + many + place * 0, place + 1, mask=place == count - 1)
+    for corner in tl.static_range(V):
+        name = tl.load(corners + point * V + corner, mask=begins, other=0)
+        tl.store(names + (group - 1).to(tl.int64) * V + corner, name, mask=begins)
 
 
 @triton.jit(do_not_specialize=["count", "size"])
@@ -157,32 +152,28 @@ def _of_image(name, image, BITS: tl.constexpr):
 def spread(
     order, groups, weights, factor, rows, sums, entries, bounds, neighbours, lattice, spare, arrivals,
     turn, copies, points, many, size, first, last,
-    SCALED: tl.constexpr, BACKWARDS: tl.constexpr, DIRECT: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
-    C: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    SCALED: tl.constexpr, BACKWARDS: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+    BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """From rows of points to the blurred rows of vertices, in phases between which all programs meet.
 
-    Phase 0 sums the points of a group for each vertex of their simplex, phase 1 the sums around a vertex, or where it
-    is DIRECT the points, and the V others blur along an axis each, from `lattice` into `spare` and back. A launch of
-    more than one phase needs all its programs to run at the same time.
+    Phase 0 sums the points of a group for each vertex of their simplex, phase 1 the sums around a vertex, and the V
+    others blur along an axis each, from `lattice` into `spare` and back. A launch of more than one phase needs all its
+    programs to run at the same time.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     for phase in range(first, last):
         if phase == 0:
-            if not DIRECT:
-                tiles = tl.cdiv(many * tl.cdiv(V, 3), BLOCK)
-                for tile in range(program, copies * tiles, programs):
-                    _splat(
-                        tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many,
-                        SCALED, V, S, C, BLOCK,
-                    )  # fmt: skip
+            tiles = tl.cdiv(many * tl.cdiv(V, 3), BLOCK)
+            for tile in range(program, copies * tiles, programs):
+                _splat(
+                    tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many,
+                    SCALED, V, S, C, BLOCK,
+                )  # fmt: skip
         elif phase == 1:
             tiles = tl.cdiv(size, BLOCK // LANES)
             for tile in range(program, copies * tiles, programs):
-                _gather(
-                    tile % tiles, tile // tiles, entries, bounds, weights, factor, rows if DIRECT else sums, lattice,
-                    points if DIRECT else many * V, size, SCALED, DIRECT, V, S, C, BLOCK, LANES,
-                )  # fmt: skip
+                _gather(tile % tiles, tile // tiles, entries, bounds, sums, lattice, many * V, size, S, C, BLOCK, LANES)
         else:
             tiles = tl.cdiv(size, BLOCK)
             axis = V + 1 - phase if BACKWARDS else phase - 2
@@ -247,10 +238,10 @@ def _splat(
 
 @triton.jit
 def _gather(
-    tile, copy, entries, bounds, weights, factor, source, lattice, many, size, SCALED: tl.constexpr,
-    DIRECT: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+    tile, copy, entries, bounds, sums, lattice, many, size, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):  # fmt: skip
-    """Each vertex's sum of what the groups or points around it give, which LANES share out among themselves.
+    """Each vertex's sum of what the groups around it give, which LANES share out among themselves.
 
     0 for the row after the last, of missing neighbours.
     """
@@ -265,15 +256,9 @@ def _gather(
         for step in tl.static_range(4):
             ahead = begin + step * LANES
             entry = tl.load(entries + start + ahead, mask=ahead < count, other=0)
-            row = copy.to(tl.int64) * many + (entry // V if DIRECT else entry)
+            row = copy.to(tl.int64) * many + entry
             here = (ahead < count)[:, None] & (channel < S)[None, :]
-            value = tl.load(source + row[:, None] * S + channel[None, :], mask=here, other=0.0)
-            if DIRECT:
-                weight = tl.load(weights + entry, mask=ahead < count, other=0.0)
-                if SCALED:
-                    weight *= tl.load(factor + row, mask=ahead < count, other=0.0)
-                value *= weight[:, None]
-            total += value
+            total += tl.load(sums + row[:, None] * S + channel[None, :], mask=here, other=0.0)
     if LANES > 1:
         total = tl.sum(tl.reshape(total, (BLOCK // LANES, LANES, C)), 1)
     vertex = tile * (BLOCK // LANES) + tl.arange(0, BLOCK // LANES)
