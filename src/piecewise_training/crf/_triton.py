@@ -230,22 +230,18 @@ class _Pass:
     """
 
     def __init__(self, plan: Plan, batch: int, width: int, times: int = 1) -> None:
-        device = plan.order.device
         self._axes, self._copies, self._size = plan.axes, batch // len(plan), len(plan.bounds) - 1
         self._groups, self._points = len(plan.groups) - 1, len(plan.simplices)
-        self._sorted, self._around = (
-            (plan.order, plan.groups, plan.weights),
-            (plan.entries, plan.bounds, plan.neighbours),
-        )
-        self._width, self._tile, self._how = width, _tile(width), _how(device)
-        block = self._tile["BLOCK"]
-        lanes = min(plan.lanes, block)
-        tiles = self._copies * max(
-            programs_for(self._groups * programs_for(self._axes, 3), block), programs_for(self._size * lanes, block)
-        )
+        self._sorted = plan.order, plan.groups, plan.weights
+        self._around = plan.entries, plan.bounds, plan.neighbours
+        self._width, self._how = width, _how(plan.order.device)
+        tile = _tile(width, numbers=4)  # eight do not fit into 64 registers
+        lanes = min(plan.lanes, tile["BLOCK"])
+        most = max(self._groups * programs_for(self._axes, 3), self._size * lanes)
+        tiles = self._copies * programs_for(most, tile["BLOCK"])
         self._kernel = kernels.spread[(min(tiles, self._how.programs),)]
-        self._options = {"V": self._axes, "S": width, "LANES": lanes, **self._tile, **self._how.options}
-        self._arrivals, self._turn, self._times = torch.zeros(times, dtype=torch.int32, device=device), 0, times
+        self._options = {"V": self._axes, "S": width, "LANES": lanes, **tile, **self._how.options}
+        self._arrivals, self._turn = plan.order.new_zeros(times), 0
 
     def blurred(
         self, rows: Float[Tensor, "p s"], factor: Float[Tensor, " p"] | None, backwards: bool = False
@@ -275,7 +271,7 @@ class _Pass:
         backwards: bool,
     ) -> None:  # fmt: skip
         sums = rows.new_empty(self._copies * self._groups * self._axes if first < 2 else 1, self._width)
-        if self._turn == self._times:
+        if self._turn == len(self._arrivals):
             self._arrivals, self._turn = torch.zeros_like(self._arrivals), 0
         together = [(first, last)] if self._how.meet else [(phase, phase + 1) for phase in range(first, last)]
         for begin, end in together:
@@ -414,10 +410,10 @@ def _layout(base: Tensor | None) -> str:
 
 
 @cache
-def _tile(width: int) -> dict[str, Any]:
-    """Powers of two of channels and of points or vertices that a program works on: eight numbers in each thread."""
+def _tile(width: int, numbers: int = 8) -> dict[str, Any]:
+    """Powers of two of channels and of points or vertices that a program works on: so many numbers in each thread."""
     columns = 1 << (width - 1).bit_length()
-    return {"C": columns, "BLOCK": max(1, 1024 // columns), "num_warps": 4}
+    return {"C": columns, "BLOCK": max(1, 128 * numbers // columns), "num_warps": 4}
 
 
 def _width(channels: int) -> int:
