@@ -104,6 +104,19 @@ def test_simplices_whose_keys_are_the_same(
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(float("nan"), "must be finite; 1 of 60"), (float("-inf"), "must be finite"), (-4e6, "reach 2e[+]06 bandwidths")],
+)
+def test_points_that_cannot_be_placed(device: torch.device, value: float, message: str) -> None:
+    features = points(2, 2, 15, 1.0, device)
+    features[1, 1, 7] = value
+    with pytest.raises(ValueError, match=f"`features` {message}"):
+        GaussianKernel(features, torch.tensor([1.0, 2.0], device=device), "triton")
+    features[1, 1, 7] = 2e6
+    GaussianKernel(features, torch.tensor([1.0, 2.0], device=device), "triton")
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_normalizer_and_moments(kernels: ModuleType, device: torch.device, symmetric: bool) -> None:
     features, ones = points(2, 2, 8, 1.0, device), torch.ones(2, device=device)
@@ -309,7 +322,7 @@ both = {"V1": 3, "V2": 6, "SCALED1": True, "SCALED2": True, "SHARED1": True, "SH
 rows = {"BASE": "planes", "RESULT": "softmax", "PLANES": False}
 planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
-    ("place", "FFLFLLIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "BLOCK": 128}),
+    ("place", "FFFLFLLIIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "FARTHEST": 1e6, "BLOCK": 128}),
     ("mark", "LLIn", {"POINTS": 16, "BLOCK": 256}),
     ("group_points", "LILIIIILnn", {"V": 6, "BLOCK": 256}),
     ("number_vertices", "LLIIIILnn", {"BLOCK": 256}),

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+FARTHEST = 1e6  # bandwidths, up to which single precision places a point well within its simplex
+
 # Each point's simplex (n,); each simplex's vertices (s, v), v = d + 1; each point's barycentric weights (n, v) in it;
 # neighbours (v, 2, m), for each blur axis the vertices before and after each of the m vertices, m where there is none.
 Tables = tuple[Int[Tensor, " n"], Int[Tensor, "s v"], Float[Tensor, "n v"], Int[Tensor, "v 2 m"]]

@@ -101,10 +101,11 @@ def mean_field(
     del grid
     shape = batch, classes, points = logits.shape
     logits = logits.detach().contiguous()
-    own = [
-        Term(cast(Plan, lattices), _factor(before, batch), _factor(after, batch), mixture.detach())
-        for (lattices, before, after), mixture in zip(terms, mixtures, strict=True)
-    ]
+    own = []
+    for (plan, before, after), mixture in zip(terms, mixtures, strict=True):
+        first = _factor(before, batch)
+        last = first if after is before else _factor(after, batch)
+        own.append(Term(cast(Plan, plan), first, last, mixture.detach()))
     gains = [_padded(term.mixture, classes) for term in own]
     passes = [_Pass(term.plan, batch, _width(classes), iterations) for term in own]
     kept = Kept(own, [])

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training.crf import _triton_kernels as kernels
-from piecewise_training.crf._reference import Tables, elevation
+from piecewise_training.crf._reference import FARTHEST, Tables, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
 _LEFT = 32  # bits of a simplex's name by which points are not sorted: with half of them a sort takes half as long
@@ -112,8 +112,10 @@ def on_the_gpu_of(argument: int) -> Callable[[Callable[_P, _R]], Callable[_P, _R
 
 
 @on_the_gpu_of(0)
-def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Plan:
+def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> Plan | None:
     """Finds each point's simplex in the lattice and each vertex's neighbours; see `_reference.build`.
+
+    None where a feature is NaN or beyond `FARTHEST` bandwidths: to look on the way saves the GPU a wait.
 
     Simplices and vertices are told apart by names of 63 bits, of which the image's number takes some. That two of a
     million share one has in a batch of b a probability below b in ten million.
@@ -124,16 +126,19 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     weights = features.new_empty(batch * points, d + 1)
     corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
     names = torch.empty(batch * points, dtype=torch.int64, device=device)
-    keys = _integers(device, batch * points)
+    keys, astray = _integers(device, batch * points), torch.zeros(1, dtype=torch.int32, device=device)
     block = max(1, min(128, 8192 // axes**2))
     kernels.place[programs_for(points, block), batch](
-        features.contiguous(), _elevation(d, features.dtype, device) / bandwidths[:, None], _multipliers(2 * d, device),
-        weights, corners, names, keys, points, D=d, P=axes, BITS=bits, LEFT=_LEFT, BLOCK=block,
+        features.contiguous(), bandwidths.to(features.dtype).contiguous(), _elevation(d, features.dtype, device),
+        _multipliers(2 * d, device), weights, corners, names, keys, astray, points, D=d, P=axes, BITS=bits, LEFT=_LEFT,
+        FARTHEST=FARTHEST, BLOCK=block,
     )  # fmt: skip
 
     order = keys.sort(stable=True).indices
     numbers = _numbered(names, order, _POINTS)
-    many_simplices, many = numbers[:, -1].tolist()
+    many_simplices, many, lost = torch.cat([numbers[:, -1], astray]).tolist()
+    if lost:
+        return None
     sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
     groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
     of_groups = torch.empty(many, d + 1, dtype=torch.int64, device=device)

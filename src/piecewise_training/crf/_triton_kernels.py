@@ -14,14 +14,15 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["points"])
 def place(
-    features, elevation, multipliers, weights, corners, simplices, keys, points, D: tl.constexpr, P: tl.constexpr,
-    BITS: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr,
+    features, bandwidths, elevation, multipliers, weights, corners, simplices, keys, astray, points, D: tl.constexpr,
+    P: tl.constexpr, BITS: tl.constexpr, LEFT: tl.constexpr, FARTHEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Each point's barycentric weights in its simplex, and the names of the simplex and of its vertices.
 
     A name has the image's number above BITS bits that are linear in a vertex's coordinates, so that its neighbours'
-    names are known without them. A key is a simplex's name without its lowest LEFT bits. P is a power of two of at
-    least D + 1. See `_reference._enclosing_simplex`.
+    names are known without them. A key is a simplex's name without its lowest LEFT bits. Where a feature is NaN or
+    beyond FARTHEST bandwidths, 1 is left in `astray`. P is a power of two of at least D + 1. See
+    `_reference._enclosing_simplex`.
     """
     image = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -30,6 +31,10 @@ def place(
     position = tl.zeros((P, BLOCK), weights.dtype.element_ty)
     for feature in tl.static_range(D):
         value = tl.load(features + (image * D + feature) * points + point, mask=inside, other=0.0)
+        value /= tl.load(bandwidths + feature)
+        near = tl.abs(value) <= FARTHEST
+        tl.store(astray + point * 0, 1, mask=inside & ~near)
+        value = tl.where(near, value, 0.0)
         position += tl.load(elevation + feature * (D + 1) + axis, mask=real, other=0.0) * value[None, :]
 
     multiple = tl.floor(position / (D + 1) + 0.5)  # of the nearest vertex whose coordinates are multiples of D + 1

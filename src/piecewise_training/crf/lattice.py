@@ -18,10 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training import checks
-from piecewise_training.crf._reference import Normalized, Tables
+from piecewise_training.crf._reference import FARTHEST, Normalized, Tables
 from piecewise_training.crf.separable import SeparableOperator
-
-_FARTHEST = 1e6  # up to here single precision places a point well within its simplex
 
 Backend = Literal["auto", "numba", "triton", "reference", "exact"]
 
@@ -207,14 +205,16 @@ def _place(
     if name == "exact":
         raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")
     scale = features.new_ones(features.shape[1]) if bandwidths is None else bandwidths.detach()
-    farthest = float((_extent(features.detach()) / scale).max())
-    if not farthest <= _FARTHEST:
+    features = features.detach()
+    near = name == "triton" or _farthest(features, scale) <= FARTHEST  # Triton's looks for itself
+    tables = _kernels(name).build(features, scale) if near else None
+    if tables is None:
         checks.finite("features", features)
         raise ValueError(
-            f"`features` reach {farthest:.3g} bandwidths; beyond {_FARTHEST:.0g} "
+            f"`features` reach {_farthest(features, scale):.3g} bandwidths; beyond {FARTHEST:.0g} "
             "neighbours cannot be told apart. Take larger bandwidths."
         )
-    return _kernels(name).build(features.detach(), scale), name
+    return tables, name
 
 
 def shared_threads(backend: Backend, device: torch.device) -> AbstractContextManager[Any]:
@@ -256,12 +256,14 @@ def _interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _extent(features: Tensor) -> Tensor:
-    """The largest absolute value of each feature; NaN where there is one."""
+def _farthest(features: Tensor, bandwidths: Tensor) -> float:
+    """The largest absolute value of a feature in bandwidths; NaN where there is one."""
     if features.device.type == "cpu":  # torch's own threads would go on spinning beside those of the kernels
         array = features.numpy()
-        return torch.from_numpy(np.maximum(array.max((0, 2)), -array.min((0, 2))))
-    return features.abs().amax((0, 2))
+        extent = torch.from_numpy(np.maximum(array.max((0, 2)), -array.min((0, 2))))
+    else:
+        extent = features.abs().amax((0, 2))
+    return float((extent / bandwidths).max())
 
 
 def _kernels(name: str) -> ModuleType:

@@ -137,8 +137,9 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
         array[:, 0], array[:, 1] = np.arange(width), np.arange(height)[:, None]
         array[:, 2:] = image.detach().numpy()
         return torch.from_numpy(array).flatten(2)
-    colour = image.to(dtype).flatten(2)
-    return torch.cat([pixel_positions(height, width, colour).expand(batch, -1, -1), colour], 1)
+    x, y = (torch.arange(side, dtype=dtype, device=image.device) for side in (width, height))
+    positions = [axis.expand(batch, 1, height, width) for axis in (x, y[:, None])]
+    return torch.cat([*positions, image.to(dtype)], 1).flatten(2)
 
 
 def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
