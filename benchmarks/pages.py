@@ -302,7 +302,7 @@ def _of_rounds(ratio: Sequence[float], rounds: int) -> str:
     return f"{median_of_all:.1f}" + (f" ({least:.1f} to {most:.1f})" if rounds > 1 else "")
 
 
-def dense_crf_gpu(report: Report) -> str:
+def dense_crf_gpu(report: Report, title: str = "How fast the dense CRF is") -> str:
     """The speed of the dense CRF on a GPU."""
     results, training = report["results"], report["training"]
     engines = list(dict.fromkeys(engine for row in results for engine in row["ms_an_image"]))
@@ -318,16 +318,21 @@ def dense_crf_gpu(report: Report) -> str:
         for row in results
         for k in row["kernels"]
     ]
-    taken = ", ".join(f"{name} {median(times):.0f} ms" for name, times in training["ms"].items())
+    step = []
+    if training:
+        taken = ", ".join(f"{name} {median(times):.0f} ms" for name, times in training["ms"].items())
+        step.append(
+            f"A training step of five iterations, forwards and backwards, {training['case']} and a batch of "
+            f"{training['batch']}: {taken}."
+        )
     return "\n\n".join(
         [
-            f"# How fast the dense CRF is on an {report['machine']['device']}",
+            f"# {title} on an {report['machine']['device']}",
             f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
             "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
             "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
             markdown(["columns x rows x classes", *engines], own),
-            f"A training step of five iterations, forwards and backwards, {training['case']} and a batch of "
-            f"{training['batch']}: {taken}.",
+            *step,
             f"The steps of an iteration beside the time in which the bytes they need pass through memory, at the "
             f"{report['copy_bytes_a_s'] / 1e9:.0f} GB/s of a copy.",
             markdown(["", "microseconds", "times the floor"], kernels),
@@ -376,6 +381,7 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "degraded_labels": degraded_labels,
     "dense_crf": dense_crf,
     "dense_crf_gpu": dense_crf_gpu,
+    "dense_crf_gpu_later": partial(dense_crf_gpu, title="Later: the dense CRF"),
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,
