@@ -30,9 +30,9 @@ from piecewise_training.dataset import build_datasets
 from piecewise_training.dataset.transforms import augmentation
 from piecewise_training.losses import class_weights, unary_loss
 from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.trainer.counting import count_classes
 from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import crf_stage
-from piecewise_training.trainer.trainer import count_classes
 
 _CROSS_ENTROPY = ("--training.crf_loss", "cross_entropy")
 _KERNELS = "{xy_std: 2, weight: 1.0}, {xy_std: 30, rgb_std: 4, weight: 1.0}, {xy_std: 60, rgb_std: 12, weight: 1.0}"

@@ -1,8 +1,9 @@
 """Piecewise training: the CNN, then the CRF on the fixed CNN, then both."""
 
 from piecewise_training.config import OptimConfig, TrainConfig
+from piecewise_training.trainer.device import best_device
 from piecewise_training.trainer.stages import Stage, context_stage, crf_stage, joint_stage, plan, together, unary_stage
-from piecewise_training.trainer.trainer import PiecewiseTrainer, best_device
+from piecewise_training.trainer.trainer import PiecewiseTrainer
 
 __all__ = [
     "OptimConfig",

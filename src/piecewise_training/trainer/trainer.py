@@ -5,30 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
 import tempfile
-import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Int
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from piecewise_training import checks, processes
+from piecewise_training import processes
 from piecewise_training.config import OptimConfig, Strategy, TrainConfig
-from piecewise_training.losses import VOID, class_weights
+from piecewise_training.losses import class_weights
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import stages
 from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints, mean_of_weights
+from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
+from piecewise_training.trainer.counting import count_classes, labels_on_disk
+from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
@@ -36,7 +35,6 @@ from piecewise_training.writing import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_BFLOAT16 = ("NO AVX", "AVX2")  # torch's names of x86 processors without AVX-512, of which bfloat16 is a part
 _PREFIX = "model."  # of the model's weights among the LightningModule's
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
@@ -106,7 +104,7 @@ class PiecewiseTrainer:
         self.config = config
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.seed = seed
-        self._precision = _precision(config.precision, self.device)
+        self._precision = lightning_precision(config.precision, self.device)
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
@@ -212,7 +210,7 @@ class PiecewiseTrainer:
         """
         self._check(stage, val_loader, resume)
         self.group.join(self.device)
-        with tempfile.TemporaryDirectory() as scratch, _restored_gradients(self.model):
+        with tempfile.TemporaryDirectory() as scratch, restored_gradients(self.model):
             folder = (self.output_dir or Path(self.group.share(scratch))) / "checkpoints" / stage.name
             finished = folder / "history.json"
             if not resume and self.group.first:
@@ -298,7 +296,7 @@ class PiecewiseTrainer:
         module = StageModule(self.model, stage, self.config, weight)
         module.train()
         history = History()
-        with _quiet(), _interruptible():
+        with quiet(), interruptible():
             self._lightning(stage, folder, history, val_loader is not None).fit(
                 module, train_loader, val_loader, ckpt_path=str(last) if goes_on else None
             )
@@ -314,7 +312,7 @@ class PiecewiseTrainer:
         if self.progress:
             callbacks.append(ProgressBar())
         return lightning.Trainer(
-            accelerator=_accelerator(self.device),
+            accelerator=accelerator(self.device),
             use_distributed_sampler=False,  # the loaders are shares already
             max_epochs=stage.epochs,
             precision=self._precision,
@@ -351,7 +349,7 @@ class PiecewiseTrainer:
     def _class_weight(self, train_loader: Loader) -> Tensor | None:
         if self.config.class_weights != "none" and self._weight is None:
             dataset = train_loader.dataset
-            labels = _labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
+            labels = labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
             counts = count_classes(labels, self.model.num_classes)
             self._weight = class_weights(*counts, self.config.class_weights)
         return self._weight
@@ -368,9 +366,9 @@ class PiecewiseTrainer:
         if resume and begun.is_file():
             miou = float(json.loads(begun.read_text())["val_miou"])
         else:
-            with _quiet(), _restored_gradients(self.model):
+            with quiet(), restored_gradients(self.model):
                 trainer = lightning.Trainer(
-                    accelerator=_accelerator(self.device),
+                    accelerator=accelerator(self.device),
                     use_distributed_sampler=False,
                     logger=False,
                     enable_checkpointing=False,
@@ -424,103 +422,3 @@ class PiecewiseTrainer:
         saved = checkpoint["state_dict"].items()
         state = {name.removeprefix(_PREFIX): value for name, value in saved if name.startswith(_PREFIX)}
         self.model.load_state_dict(state)
-
-
-def count_classes(labels: Iterable[Int[Tensor, "b h w"]], num_classes: int) -> tuple[Int[Tensor, k], Int[Tensor, k]]:
-    """The pixels of each class, and those of all images in which it occurs; void counts nowhere.
-
-    Raises:
-        ValueError: a label is neither a class nor void.
-    """
-    pixels = torch.zeros(num_classes, dtype=torch.long)
-    around = torch.zeros(num_classes, dtype=torch.long)
-    for batch in labels:
-        checks.labels(batch, num_classes)
-        for label in batch:
-            counts = torch.bincount(label[label != VOID].long(), minlength=num_classes)
-            pixels += counts
-            around += (counts > 0) * counts.sum()
-    return pixels, around
-
-
-def _labels_on_disk(dataset: Any) -> Iterator[Tensor]:
-    """The labels of a data set of ours before augmentation, (1, H, W) each."""
-    for index in range(len(dataset)):
-        yield torch.from_numpy(dataset.read(index)[1])[None]
-
-
-def best_device(name: str | torch.device) -> torch.device:
-    """The device of a name, where "auto" stands for the fastest there is.
-
-    Raises:
-        ValueError: torch has no such device here.
-
-    Example:
-        >>> best_device("cpu")
-        device(type='cpu')
-    """
-    if name != "auto":
-        device = torch.device(name)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"`device` is {device}, but torch finds {torch.cuda.device_count()} GPUs here.")
-        if device.type == "mps" and not torch.backends.mps.is_available():
-            raise ValueError("`device` is mps, but torch finds no Apple GPU here.")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _accelerator(device: torch.device) -> str:
-    """Lightning's name of a kind of device."""
-    return {"cuda": "gpu"}.get(device.type, device.type)
-
-
-def _precision(precision: str, device: torch.device) -> Any:
-    if precision == "16" and device.type == "cpu":
-        raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
-    if precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BFLOAT16:
-        logger.warning(
-            "`precision` bf16 makes training slower on this processor, which has no instructions for bfloat16: a step "
-            "of an EfficientNet-Lite0 took ten times as long as with 32"
-        )
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes a KeyboardInterrupt of what Lightning makes of one: the end of the process, deaf to further ones."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
-
-
-@contextmanager
-def _restored_gradients(model: torch.nn.Module) -> Iterator[None]:
-    """Undoes a stage's freezing, and keeps what the user has frozen."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    try:
-        yield
-    finally:
-        model.requires_grad_(True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back Lightning's advice and advertisements: what it says of devices and workers, the configuration does."""
-    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        chatter.setLevel(level)
