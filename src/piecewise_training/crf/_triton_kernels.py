@@ -315,22 +315,11 @@ def read(
     here = inside[:, None] & (channel < channels)[None, :]
     planes = (image * channels + channel)[None, :] * points + point[:, None]
     rows = (image * points + point)[:, None] * S + channel[None, :]
-    if BASE == "planes":
-        value = tl.load(base + planes, mask=here, other=0.0)
-    elif BASE == "rows":
-        value = tl.load(base + rows, mask=here, other=0.0)
-    else:
-        value = tl.zeros((BLOCK, C), out.dtype.element_ty)
-    if TERMS > 0:
-        value += _message(
-            simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1, image, point, points, SCALED1,
-            SHARED1, V1, S, C,
-        )  # fmt: skip
-    if TERMS > 1:
-        value += _message(
-            simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2, image, point, points, SCALED2,
-            SHARED2, V2, S, C,
-        )  # fmt: skip
+    value = _summed(
+        simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+        simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+        base, planes, rows, here, image, point, points, TERMS, V1, V2, SCALED1, SCALED2, SHARED1, SHARED2, BASE, S, C,
+    )  # fmt: skip
     if RESULT != "sum":
         value = tl.where((channel < channels)[None, :], value, float("-inf"))
         value -= tl.max(value, 1)[:, None]
@@ -364,22 +353,11 @@ def pull(
     here = inside[:, None] & (channel < channels)[None, :]
     planes = (image * channels + channel)[None, :] * points + point[:, None]
     rows = (image * points + point)[:, None] * S + channel[None, :]
-    if BASE == "planes":
-        value = tl.load(base + planes, mask=here, other=0.0)
-    elif BASE == "rows":
-        value = tl.load(base + rows, mask=here, other=0.0)
-    else:
-        value = tl.zeros((BLOCK, C), change.dtype.element_ty)
-    if TERMS > 0:
-        value += _message(
-            simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1, image, point, points, SCALED1,
-            SHARED1, V1, S, C,
-        )  # fmt: skip
-    if TERMS > 1:
-        value += _message(
-            simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2, image, point, points, SCALED2,
-            SHARED2, V2, S, C,
-        )  # fmt: skip
+    value = _summed(
+        simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+        simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+        base, planes, rows, here, image, point, points, TERMS, V1, V2, SCALED1, SCALED2, SHARED1, SHARED2, BASE, S, C,
+    )  # fmt: skip
     if LOGARITHM:
         q = tl.exp(tl.load(marginals + planes, mask=here, other=float("-inf")))
         value -= q * tl.sum(value, 1)[:, None]
@@ -411,6 +389,34 @@ def contract(
     )
     before = tl.load(sums + row, mask=inside, other=0.0)
     tl.store(sums + row, before + tl.sum(value, 1), mask=inside)
+
+
+@triton.jit
+def _summed(
+    simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+    simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+    base, planes, rows, here, image, point, points,
+    TERMS: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, SCALED1: tl.constexpr, SCALED2: tl.constexpr,
+    SHARED1: tl.constexpr, SHARED2: tl.constexpr, BASE: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """A base and the messages of up to two terms; `planes` and `rows` are where points and channels lie in each."""
+    if BASE == "planes":
+        value = tl.load(base + planes, mask=here, other=0.0)
+    elif BASE == "rows":
+        value = tl.load(base + rows, mask=here, other=0.0)
+    else:
+        value = tl.zeros(here.shape, base.dtype.element_ty)
+    if TERMS > 0:
+        value += _message(
+            simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1, image, point, points, SCALED1,
+            SHARED1, V1, S, C,
+        )  # fmt: skip
+    if TERMS > 1:
+        value += _message(
+            simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2, image, point, points, SCALED2,
+            SHARED2, V2, S, C,
+        )  # fmt: skip
+    return value
 
 
 @triton.jit
