@@ -66,6 +66,7 @@ def test_places_points_as_the_reference(
         (1, 3, 4, 21, 1.0),
         (1, 2, 3, 150, 1.0),
         (1, 5, 2, 2, 9.0),
+        (1, 2, 40, 21, 6.0),
     ],
 )
 @pytest.mark.parametrize("transpose", [False, True])

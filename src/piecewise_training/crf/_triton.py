@@ -236,10 +236,10 @@ class _Pass:
         self._sorted = plan.order, plan.groups, plan.weights
         self._around = plan.entries, plan.bounds, plan.neighbours
         self._width, self._how = width, _how(plan.order.device)
-        tile = _tile(width, numbers=4)  # eight do not fit into 64 registers
-        lanes = min(plan.lanes, tile["BLOCK"])
-        most = max(self._groups * programs_for(self._axes, 3), self._size * lanes)
-        tiles = self._copies * programs_for(most, tile["BLOCK"])
+        tile = _tile(width)
+        block, lanes = tile["BLOCK"], min(plan.lanes, tile["BLOCK"])
+        of_groups = programs_for(self._groups * programs_for(self._axes, 3), max(1, block // 2))
+        tiles = self._copies * max(of_groups, programs_for(self._size * lanes, block))
         self._kernel = kernels.spread[(min(tiles, self._how.programs),)]
         self._options = {"V": self._axes, "S": width, "LANES": lanes, **tile, **self._how.options}
         self._arrivals, self._turn = plan.order.new_zeros(times), 0
@@ -411,10 +411,10 @@ def _layout(base: Tensor | None) -> str:
 
 
 @cache
-def _tile(width: int, numbers: int = 8) -> dict[str, Any]:
-    """Powers of two of channels and of points or vertices that a program works on: so many numbers in each thread."""
+def _tile(width: int) -> dict[str, Any]:
+    """Powers of two of channels and of points or vertices that a program works on: eight numbers in each thread."""
     columns = 1 << (width - 1).bit_length()
-    return {"C": columns, "BLOCK": max(1, 128 * numbers // columns), "num_warps": 4}
+    return {"C": columns, "BLOCK": max(1, 1024 // columns), "num_warps": 4}
 
 
 def _width(channels: int) -> int:

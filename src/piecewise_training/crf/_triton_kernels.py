@@ -167,13 +167,14 @@ def spread(
     programs to run at the same time.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
+    HALF: tl.constexpr = max(1, BLOCK // 2)  # a tile for sums of groups, of which each number has three in registers
     for phase in range(first, last):
         if phase == 0:
-            tiles = tl.cdiv(many * tl.cdiv(V, 3), BLOCK)
+            tiles = tl.cdiv(many * tl.cdiv(V, 3), HALF)
             for tile in range(program, copies * tiles, programs):
                 _splat(
                     tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many,
-                    SCALED, V, S, C, BLOCK,
+                    SCALED, V, S, C, HALF,
                 )  # fmt: skip
         elif phase == 1:
             tiles = tl.cdiv(size, BLOCK // LANES)
