@@ -101,7 +101,7 @@ def recipe_levers(report: Report) -> str:
     )
 
 
-def crf_levers(report: Report) -> str:
+def crf_levers(report: Report, title: str = "What was tried for stage 2") -> str:
     """What single changes of stage 2 bring."""
     cells = [
         (
@@ -117,7 +117,7 @@ def crf_levers(report: Report) -> str:
     ]
     return "\n\n".join(
         [
-            f"# What was tried for stage 2: {_data(report)}",
+            f"# {title}: {_data(report)}",
             f"A CRF learned on the scores of one network, which stays as it is: {report['images']} training images, "
             f"{report['epochs']} epochs, one seed; all validation images, in per cent, after the last epoch. Single "
             "changes of the configuration below, and some of them together. Minutes are those of learning, "
@@ -374,6 +374,7 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "crf_gain_synthetic": crf_gain,
     "recipe_levers": recipe_levers,
     "crf_levers": crf_levers,
+    "crf_levers_all": partial(crf_levers, title="Stage 2 on all training images"),
     "why_piecewise": partial(why_piecewise, data="drawn scenes", plot="why_piecewise.png"),
     "why_piecewise_camvid": partial(why_piecewise, data="CamVid", plot="why_piecewise_camvid.png"),
     "context_ablation": context_ablation,
