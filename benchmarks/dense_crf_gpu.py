@@ -125,12 +125,12 @@ def captured(call: Call) -> torch.cuda.CUDAGraph:
 
 def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: int) -> list[dict[str, Any]]:
     """Each step of one update with both lattices, all updates, and the building of the larger lattice."""
-    from piecewise_training.crf import _triton
+    from piecewise_training.crf import _triton, _triton_pass
 
     device, batch = scores.device, len(scores)
     height, width = scores.shape[2:]
     logits = scores.flatten(2)
-    rows = _triton._rows(logits.softmax(1))
+    rows = _triton_pass.as_rows(logits.softmax(1))
     like: Any = {"like": scores, "backend": "triton"}
     spatial = spatial_kernel(height, width, STDS["pos"], **like)
     bilateral = bilateral_kernel(image, STDS["xy"], STDS["rgb"], **like)
@@ -138,10 +138,10 @@ def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: 
     messages, to_read = [], logits.nbytes + rows.nbytes
     for name, kernel in (("spatial", spatial), ("bilateral", bilateral)):
         operator: Any = kernel.operator
-        plan: _triton.Plan = operator._tables
-        factor = _triton._factor(kernel.after, batch)
+        plan: _triton_pass.Plan = operator._tables
+        factor = _triton_pass.of_each_point(kernel.after, batch)
         assert factor is not None
-        through = _triton._Pass(plan, batch, rows.shape[1])
+        through = _triton_pass.Pass(plan, batch, rows.shape[1])
         lattice = through.blurred(rows, factor)
         spare = torch.empty_like(lattice)
         sums = batch // len(plan) * plan.entries.numel() * rows[0].nbytes
@@ -156,12 +156,12 @@ def kernel_times(scores: torch.Tensor, image: torch.Tensor, speed: float, runs: 
         for axis in range(plan.axes):
             moved = 2 * lattice.nbytes + plan.neighbours[0].nbytes
             steps[f"{name}: blur {axis + 1}"] = phases(2 + axis, 3 + axis), moved
-        whole = lambda p=plan, f=factor: _triton._Pass(p, batch, rows.shape[1]).blurred(rows, f)  # noqa: E731
+        whole = lambda p=plan, f=factor: _triton_pass.Pass(p, batch, rows.shape[1]).blurred(rows, f)  # noqa: E731
         steps[f"{name}: all of these"] = whole, rows.nbytes + tables + lattice.nbytes
-        messages.append(_triton._Message(plan, lattice, factor))
+        messages.append(_triton_pass.Message(plan, lattice, factor))
         to_read += tables + plan.vertices.nbytes + lattice.nbytes
     out = torch.empty_like(rows)
-    steps["read and update"] = lambda: _triton._read(messages, logits, out, logits.shape, "softmax"), to_read
+    steps["read and update"] = lambda: _triton_pass.read(messages, logits, out, logits.shape, "softmax"), to_read
     found = [
         _beside_floor(name, back_to_back(call, device, runs), moved, speed) for name, (call, moved) in steps.items()
     ]

@@ -224,12 +224,14 @@ def test_any_number_of_terms(device: torch.device, count: int) -> None:
 
 def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all programs are not sure to run at the same time, phases are launched one by one: the same bits."""
+    from piecewise_training.crf import _triton_pass
+
     features, values = points(2, 3, 40, 1.0, device), torch.randn(2, 3, 40, device=device)
     plan = kernels.build(features, torch.ones(3, device=device))
     together = kernels.splat_blur_slice(plan, values)
     launched: list[tuple[int, int]] = []
-    monkeypatch.setattr(kernels, "_how", lambda device: kernels._How(3, False, {}))
-    spread = kernels.kernels.spread
+    monkeypatch.setattr(_triton_pass, "how_to_launch", lambda device: _triton_pass.How(3, False, {}))
+    spread = _triton_pass.kernels.spread
 
     class Spy:
         def __getitem__(self, grid: tuple[int]) -> Any:
@@ -239,7 +241,7 @@ def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, mo
 
             return launch
 
-    monkeypatch.setattr(kernels.kernels, "spread", Spy())
+    monkeypatch.setattr(_triton_pass.kernels, "spread", Spy())
     assert torch.equal(kernels.splat_blur_slice(plan, values), together)
     assert launched == [(phase, phase + 1) for phase in range(6)]
 
@@ -315,7 +317,7 @@ def test_nothing_is_lost_without_triton() -> None:
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from piecewise_training.crf import _triton_kernels as kernels
+from piecewise_training.crf import _triton_build_kernels, _triton_kernels
 
 kinds = {"F": "*fp32", "I": "*i32", "L": "*i64", "n": "i32", "x": "fp32"}
 tile = {"S": 24, "C": 32, "BLOCK": 32}
@@ -335,7 +337,7 @@ for name, types, constants in [
       for terms, base in ((0, "planes"), (1, "rows"), (2, "none"))),
     ("contract", "IIFFFnxFFn", {"SHARED": False, "V": 6, **tile}),
 ]:
-    function = getattr(kernels, name)
+    function = getattr(_triton_kernels, name, None) or getattr(_triton_build_kernels, name)
     types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 13]))
     built = compile(ASTSource(fn=function, signature=types, constexprs=constants), target=GPUTarget("cuda", 90, 32))
     print(name, len(built.asm["cubin"]) > 0)

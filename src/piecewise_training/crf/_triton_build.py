@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from piecewise_training.crf import _triton_kernels as kernels
+from piecewise_training.crf import _triton_build_kernels as kernels
 from piecewise_training.crf._reference import FARTHEST, Tables, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
