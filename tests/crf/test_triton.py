@@ -222,6 +222,41 @@ def test_any_number_of_terms(device: torch.device, count: int) -> None:
     torch.testing.assert_close(found["triton"], found["reference"], atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("dims", "batch"), [((1,), 1), ((2, 4), 2), ((4, 1), 3)])
+def test_all_updates_in_one_launch(
+    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch, dims: tuple[int, ...], batch: int
+) -> None:
+    """As with launches for each update; the first term has one lattice for all images."""
+    from piecewise_training.crf import _triton_kernels
+
+    launched: list[str] = []
+    for name in ("update", "spread"):
+
+        class Spy:
+            def __init__(self, name: str) -> None:
+                self.name, self.kernel = name, getattr(_triton_kernels, name)
+
+            def __getitem__(self, grid: tuple[int]) -> Any:
+                launched.append(self.name)
+                return self.kernel[grid]
+
+        monkeypatch.setattr(_triton_kernels, name, Spy(name))
+    scores = torch.randn(batch, 5, 9, device=device)
+    kinds = ["symmetric", "none"]
+    terms = [
+        PairwiseTerm(
+            GaussianKernel(points(min(batch, 1 + place * batch), d, 9, 1.0, device), None, "triton", kind), 2.0
+        )
+        for place, (d, kind) in enumerate(zip(dims, kinds, strict=False))
+    ]
+    launched.clear()
+    found = mean_field(scores, terms, 3)
+    assert launched == ["update"]
+    monkeypatch.setattr(kernels, "_FEW", 9 * batch - 1)
+    torch.testing.assert_close(mean_field(scores, terms, 3), found, atol=2e-5, rtol=0)
+    assert "update" not in launched[1:]
+
+
 def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all programs are not sure to run at the same time, phases are launched one by one: the same bits."""
     from piecewise_training.crf import _triton_pass
@@ -230,7 +265,7 @@ def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, mo
     plan = kernels.build(features, torch.ones(3, device=device))
     together = kernels.splat_blur_slice(plan, values)
     launched: list[tuple[int, int]] = []
-    monkeypatch.setattr(_triton_pass, "how_to_launch", lambda device: _triton_pass.How(3, False, {}))
+    monkeypatch.setattr(_triton_pass, "how_to_launch", lambda *_: _triton_pass.How(3, False, {}))
     spread = _triton_pass.kernels.spread
 
     class Spy:
@@ -326,11 +361,14 @@ rows = {"BASE": "planes", "RESULT": "softmax", "PLANES": False}
 planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
     ("place", "FFFLFLLIIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "FARTHEST": 1e6, "BLOCK": 128}),
-    ("mark", "LLIn", {"POINTS": 16, "BLOCK": 256}),
-    ("group_points", "LILIIIILnn", {"V": 6, "BLOCK": 256}),
-    ("number_vertices", "LLIIIILnn", {"BLOCK": 256}),
+    ("mark", "LLLn", {"POINTS": 16, "BLOCK": 256}),
+    ("group_points", "LLLIIIILnn", {"V": 6, "BLOCK": 256}),
+    ("number_vertices", "LLIIIIILnn", {"V": 6, "BLOCK": 256}),
     ("find_neighbours", "LLInn", {"BITS": 63, "BLOCK": 256}),
     ("spread", "IIFFFFIIIFFInnnnnnn", {"SCALED": True, "BACKWARDS": False, "V": 6, "LANES": 8, **tile}),
+    ("update", 2 * "IIIIIFFnnnnIIFFFFx" + "FFFInnnn",
+     {"TERMS": 2, **{f"{name}{place}": True for name in ("BEFORE", "AFTER") for place in (1, 2)}, "SHARED1": False,
+      "SHARED2": True, "V1": 6, "V2": 3, "LANES1": 8, "LANES2": 2, **tile}),
     *(("read", 2 * "IIFFFFnx" + "FFnn", {"TERMS": terms, **both, **how, **tile})
       for terms, how in ((0, rows), (1, planes), (2, rows))),
     *(("pull", 2 * "IIFFFFnx" + "FFFFnn", {"TERMS": terms, "BASE": base, "LOGARITHM": terms == 0, **both, **tile})
@@ -338,7 +376,7 @@ for name, types, constants in [
     ("contract", "IIFFFnxFFn", {"SHARED": False, "V": 6, **tile}),
 ]:
     function = getattr(_triton_kernels, name, None) or getattr(_triton_build_kernels, name)
-    types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 13]))
+    types = dict(zip(function.arg_names, [*(kinds[kind] for kind in types), *["constexpr"] * 16]))
     built = compile(ASTSource(fn=function, signature=types, constexprs=constants), target=GPUTarget("cuda", 90, 32))
     print(name, len(built.asm["cubin"]) > 0)
 """
@@ -349,7 +387,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     """For an H200's architecture, with the assembler that Triton brings along."""
     result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
     assert result.returncode == 0, result.stderr
-    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", *3 * ["read"]]
+    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", "update", *3 * ["read"]]
     names += [*3 * ["pull"], "contract"]
     assert result.stdout.split() == [word for name in names for word in (name, "True")]
 

@@ -3,7 +3,7 @@
 Kernels are Triton's (`_triton_kernels`), on lattices that `_triton_build` makes; torch sorts, and multiplies matrices.
 Instead of atomic additions, points are sorted by their simplex and sums are taken in two steps, first over groups of
 points, then over the groups around each vertex: results are the same bits in every run. Nothing between the first
-update and the last waits for the GPU.
+update and the last waits for the GPU, and the updates of a single image are one launch.
 """
 
 from __future__ import annotations
@@ -22,33 +22,40 @@ from piecewise_training.crf._triton_pass import (
     Message,
     Pass,
     Result,
+    Way,
     as_rows,
     contract,
+    how_to_launch,
     of_each_point,
     padded,
     read,
     row_width,
+    update,
 )
 
 __all__ = ["build", "mean_field", "mean_field_gradients", "moments", "normalizer", "splat_blur_slice"]
 
+_FEW = 1 << 18  # points; with more the GPU works longer than a CPU needs for its launches, and faster phase by phase
+
 
 def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
-    return _filtered(plan, as_rows(values), values.shape, transpose)
+    return _filtered(plan, as_rows(values), values.shape, transpose, "sum")
 
 
 @on_the_gpu_of(1)
-def _filtered(plan: Plan, rows: Float[Tensor, "p s"], shape: torch.Size, transpose: bool) -> Float[Tensor, "b c n"]:
+def _filtered(
+    plan: Plan, rows: Float[Tensor, "p s"], shape: torch.Size, transpose: bool, result: Result
+) -> Float[Tensor, "b c n"]:
     lattice = Pass(plan, shape[0], rows.shape[1]).blurred(rows, None, transpose)
-    return read([Message(plan, lattice)], None, rows.new_empty(shape), shape)
+    return read([Message(plan, lattice)], None, rows.new_empty(shape), shape, result)
 
 
 def normalizer(plan: Plan, symmetric: bool) -> Float[Tensor, "b 1 n"]:
     """One over what the filter makes of ones, or over its root; see `_reference.normalizer`."""
     shape = torch.Size((len(plan), 1, plan.points))
-    sums = _filtered(plan, plan.weights.new_ones(shape.numel(), 1), shape, transpose=False).add_(1e-20)
-    return sums.rsqrt_() if symmetric else sums.reciprocal_()
+    ones = plan.weights.new_ones(shape.numel(), 1)
+    return _filtered(plan, ones, shape, False, "inverse_root" if symmetric else "inverse")
 
 
 @on_the_gpu_of(1)
@@ -88,13 +95,17 @@ def mean_field(
         first = of_each_point(before, batch)
         last = first if after is before else of_each_point(after, batch)
         own.append(Term(cast(Plan, plan), first, last, mixture.detach()))
-    gains = [padded(term.mixture, classes) for term in own]
-    passes = [Pass(term.plan, batch, row_width(classes), iterations) for term in own]
     kept = Kept(own, [])
     result: Result = "log_softmax" if logarithm else "softmax"
     if not iterations:
         return read([], logits, torch.empty_like(logits), shape, result), kept
+    gains = [padded(term.mixture, classes) for term in own]
     q = read([], logits, logits.new_empty(batch * points, row_width(classes)), shape, "softmax")
+    together = len(own) < 3 and all(gain.ndim == 1 for gain in gains) and how_to_launch(q.device).meet
+    if together and batch * points <= _FEW and not keep:
+        ways = [Way(*term[:3], gain) for term, gain in zip(own, gains, strict=True)]
+        return read(update(ways, logits, q, iterations), logits, torch.empty_like(logits), shape, result), kept
+    passes = [Pass(term.plan, batch, row_width(classes), iterations) for term in own]
     for iteration in range(iterations):
         lattices = [through.blurred(q, term.before) for through, term in zip(passes, own, strict=True)]
         messages = [

@@ -16,6 +16,7 @@ from piecewise_training.crf import _triton_build_kernels as kernels
 from piecewise_training.crf._reference import FARTHEST, Tables, elevation
 
 _POINTS = 16  # of a group at most: more leave programs waiting for the largest, fewer make more sums to be gathered
+_SIMPLICES = (1 << 32) - 1  # the bits that have a simplex's number, where a group's is above them
 _LEFT = 32  # bits of a simplex's name by which points are not sorted: with half of them a sort takes half as long
 _LINE = 256  # numbers that a program works on in a line
 
@@ -126,7 +127,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
     weights = features.new_empty(batch * points, d + 1)
     corners = torch.empty(batch * points, d + 1, dtype=torch.int64, device=device)
     names = torch.empty(batch * points, dtype=torch.int64, device=device)
-    keys, astray = _integers(device, batch * points), torch.zeros(1, dtype=torch.int32, device=device)
+    keys, astray = _integers(device, batch * points), torch.zeros(1, dtype=torch.int64, device=device)
     block = max(1, min(128, 8192 // axes**2))
     kernels.place[programs_for(points, block), batch](
         features.contiguous(), bandwidths.to(features.dtype).contiguous(), _elevation(d, features.dtype, device),
@@ -136,27 +137,28 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
 
     order = keys.sort(stable=True).indices
     numbers = _numbered(names, order, _POINTS)
-    many_simplices, many, lost = torch.cat([numbers[:, -1], astray]).tolist()
+    last, lost = torch.cat([numbers[-1:], astray]).tolist()
     if lost:
         return None
+    many, many_simplices = last >> 32, last & _SIMPLICES
     sorted_points, simplices = _integers(device, len(names)), _integers(device, len(names))
-    groups, firsts = _integers(device, many + 1), _integers(device, many_simplices)
+    groups, owners = _integers(device, many + 1), _integers(device, many)
     of_groups = torch.empty(many, d + 1, dtype=torch.int64, device=device)
     kernels.group_points[_blocks(len(names))](
-        order, numbers, corners, sorted_points, simplices, groups, firsts, of_groups, len(names), many, V=d + 1,
+        order, numbers, corners, sorted_points, simplices, groups, owners, of_groups, len(names), many, V=d + 1,
         BLOCK=_LINE,
     )  # fmt: skip
-    simplex_ends = numbers[0, points - 1 :: points] if batch > 1 else None
+    simplex_ends = numbers[points - 1 :: points] & _SIMPLICES if batch > 1 else None
 
     of_groups = of_groups.flatten()
     order = of_groups.sort(stable=True).indices
     numbers = _numbered(of_groups, order, 0)
-    size = int(numbers[0, -1])
-    vertices, entries = _integers(device, many, d + 1), _integers(device, many * (d + 1))
+    size = int(numbers[-1])
+    vertices, entries = _integers(device, many_simplices, d + 1), _integers(device, many * (d + 1))
     bounds = _integers(device, size + 2)
     known = torch.empty(size, dtype=torch.int64, device=device)
     kernels.number_vertices[_blocks(len(order))](
-        order, of_groups, numbers, entries, vertices, bounds, known, len(order), size, BLOCK=_LINE
+        order, of_groups, numbers, owners, entries, vertices, bounds, known, len(order), size, V=d + 1, BLOCK=_LINE
     )
     neighbours = _integers(device, d + 1, 2, size)
     kernels.find_neighbours[programs_for(size, _LINE), 2 * (d + 1)](
@@ -167,18 +169,14 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"]) -> 
         beyond = torch.arange(1, batch, device=device) << bits
         vertex_ends = [*torch.searchsorted(known, beyond).tolist(), size]
         ends = list(zip(simplex_ends.tolist(), vertex_ends, strict=True))
-    return Plan(
-        simplices, vertices.index_select(0, firsts), weights, neighbours, sorted_points, groups, entries, bounds, ends
-    )
+    return Plan(simplices, vertices, weights, neighbours, sorted_points, groups, entries, bounds, ends)
 
 
-def _numbered(names: Int[Tensor, " n"], order: Int[Tensor, " n"], points: int) -> Int[Tensor, "r n"]:
-    """The numbers, from 1, of names in this order, and with `points` of groups of no more than so many."""
-    begins = torch.empty(2 if points else 1, len(names), dtype=torch.int32, device=names.device)
+def _numbered(names: Int[Tensor, " n"], order: Int[Tensor, " n"], points: int) -> Int[Tensor, " n"]:
+    """The numbers, from 1, of names in this order; with `points`, above 32 bits, of groups of no more than so many."""
+    begins = torch.empty(len(names), dtype=torch.int64 if points else torch.int32, device=names.device)
     kernels.mark[_blocks(len(names))](names, order, begins, len(names), POINTS=points, BLOCK=_LINE)
-    for row in begins:  # each by itself: of rows together torch gives one to each multiprocessor
-        row.cumsum_(0)
-    return begins
+    return begins.cumsum_(0)
 
 
 def _integers(device: torch.device, *shape: int) -> Int[Tensor, "*s"]:

@@ -63,37 +63,40 @@ def place(
 
 @triton.jit(do_not_specialize=["count"])
 def mark(names, order, begins, count, POINTS: tl.constexpr, BLOCK: tl.constexpr):
-    """1 where another name begins in this order, and with POINTS in a second row also where a group of so many may."""
+    """1 where another name begins in this order; with POINTS 2**32 more where a group of so many points may begin."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside, earlier = place < count, (place > 0) & (place < count)
     name = tl.load(names + tl.load(order + place, mask=inside, other=0), mask=inside, other=0)
     before = tl.load(names + tl.load(order + place - 1, mask=earlier, other=0), mask=earlier, other=0)
     new = (place == 0) | (name != before)
-    tl.store(begins + place, new.to(tl.int32), mask=inside)
+    begun = new.to(begins.dtype.element_ty)
     if POINTS:
-        tl.store(begins + count + place, (new | (place % POINTS == 0)).to(tl.int32), mask=inside)
+        begun += (new | (place % POINTS == 0)).to(tl.int64) << 32
+    tl.store(begins + place, begun, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "many"])
 def group_points(
-    sorted_points, numbers, corners, order, simplices, groups, firsts, names, count, many, V: tl.constexpr,
+    sorted_points, numbers, corners, order, simplices, groups, owners, names, count, many, V: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each point's simplex, where groups begin, the first group of each simplex, and the names of a group's vertices.
+    """Each point's simplex, where groups begin, which simplex has a group as its first, and names of groups' vertices.
 
-    The points are sorted by simplex; `numbers` has those of their simplices and then those of their groups, from 1.
-    A simplex whose key another one has may have several numbers, with the same vertices.
+    The points are sorted by simplex; `numbers` are those of their simplices, from 1, and above 32 bits those of their
+    groups. A simplex whose key another one has may have several numbers, with the same vertices. The owner of a group
+    that is not a simplex's first is -1.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     earlier = inside & (place > 0)
     point = tl.load(sorted_points + place, mask=inside, other=0)
-    simplex, group = tl.load(numbers + place, mask=inside), tl.load(numbers + count + place, mask=inside)
-    first = inside & (simplex != tl.load(numbers + place - 1, mask=earlier, other=0))
-    begins = inside & (group != tl.load(numbers + count + place - 1, mask=earlier, other=0))
+    number = tl.load(numbers + place, mask=inside, other=0)
+    before = tl.load(numbers + place - 1, mask=earlier, other=0)
+    simplex, group = number.to(tl.int32), (number >> 32).to(tl.int32)
+    first, begins = inside & (simplex != before.to(tl.int32)), inside & (group != (before >> 32).to(tl.int32))
     tl.store(order + place, point.to(tl.int32), mask=inside)
     tl.store(simplices + point, simplex - 1, mask=inside)
-    tl.store(firsts + simplex - 1, group - 1, mask=first)
+    tl.store(owners + group - 1, tl.where(first, simplex - 1, -1), mask=begins)
     tl.store(groups + group - 1, place, mask=begins)
     tl.store(groups + many + place * 0, place + 1, mask=place == count - 1)
     for corner in tl.static_range(V):
@@ -103,9 +106,10 @@ def group_points(
 
 @triton.jit(do_not_specialize=["count", "size"])
 def number_vertices(
-    sorted_sums, names, numbers, entries, vertices, bounds, known, count, size, BLOCK: tl.constexpr
+    sorted_sums, names, numbers, owners, entries, vertices, bounds, known, count, size, V: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The vertex that each sum of a group goes to, where a vertex's sums begin, and the vertices' names.
+    """The sums of groups that go to a vertex, the vertices of each simplex, where a vertex's sums begin, and its name.
 
     The sums are sorted by vertex; `names` are those of their vertices, unsorted, and `numbers` the numbers, from 1.
     """
@@ -115,7 +119,8 @@ def number_vertices(
     vertex = tl.load(numbers + place, mask=inside) - 1
     first = inside & (vertex + 1 != tl.load(numbers + place - 1, mask=inside & (place > 0), other=0))
     tl.store(entries + place, entry.to(tl.int32), mask=inside)
-    tl.store(vertices + entry, vertex, mask=inside)
+    owner = tl.load(owners + entry // V, mask=inside, other=-1)
+    tl.store(vertices + owner * V + entry % V, vertex, mask=owner >= 0)
     tl.store(bounds + vertex, place, mask=first)
     tl.store(known + vertex, tl.load(names + entry, mask=first, other=0), mask=first)
     last = place == count - 1

@@ -26,30 +26,99 @@ def spread(
     programs to run at the same time.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
-    HALF: tl.constexpr = max(1, BLOCK // 2)  # a tile for sums of groups, of which each number has three in registers
     for phase in range(first, last):
-        if phase == 0:
-            tiles = tl.cdiv(many * tl.cdiv(V, 3), HALF)
-            for tile in range(program, copies * tiles, programs):
-                _splat(
-                    tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many,
-                    SCALED, V, S, C, HALF,
-                )  # fmt: skip
-        elif phase == 1:
-            tiles = tl.cdiv(size, BLOCK // LANES)
-            for tile in range(program, copies * tiles, programs):
-                _gather(tile % tiles, tile // tiles, entries, bounds, sums, lattice, many * V, size, S, C, BLOCK, LANES)
-        else:
-            tiles = tl.cdiv(size, BLOCK)
-            axis = V + 1 - phase if BACKWARDS else phase - 2
-            pairs = neighbours + axis.to(tl.int64) * 2 * (size - 1)
-            for tile in range(program, copies * tiles, programs):
-                if phase % 2 == 0:
-                    _blur(tile % tiles, tile // tiles, pairs, lattice, spare, size, S, C, BLOCK)
-                else:
-                    _blur(tile % tiles, tile // tiles, pairs, spare, lattice, size, S, C, BLOCK)
+        _phase(
+            phase, program, programs, order, groups, weights, factor, rows, sums, entries, bounds, neighbours, lattice,
+            spare, copies, points, many, size, SCALED, BACKWARDS, V, S, C, BLOCK, LANES,
+        )  # fmt: skip
         if phase + 1 < last:
             _meet(arrivals + turn, programs * (phase + 1 - first))
+
+
+@triton.jit(
+    do_not_specialize=[
+        "copies1", "points1", "many1", "size1", "copies2", "points2", "many2", "size2", "points", "channels", "images",
+        "updates",
+    ]
+)  # fmt: skip
+def update(
+    order1, groups1, entries1, bounds1, neighbours1, lattice1, spare1, copies1, points1, many1, size1,
+    simplices1, vertices1, weights1, before1, after1, gain1, share1,
+    order2, groups2, entries2, bounds2, neighbours2, lattice2, spare2, copies2, points2, many2, size2,
+    simplices2, vertices2, weights2, before2, after2, gain2, share2,
+    logits, rows, sums, arrivals, points, channels, images, updates,
+    TERMS: tl.constexpr, BEFORE1: tl.constexpr, AFTER1: tl.constexpr, BEFORE2: tl.constexpr, AFTER2: tl.constexpr,
+    SHARED1: tl.constexpr, SHARED2: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, LANES1: tl.constexpr,
+    LANES2: tl.constexpr, S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """All updates of the marginals in one launch, up to what the vertices hold in the last: to be read by `read`.
+
+    An update has the phases of `spread` for one or two terms, and one in which the points read and `rows` become the
+    softmax of the sum. The second term is two phases behind, so that both sum groups in the same memory and one
+    blurs while the other sums. All programs need to run at the same time.
+    """
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    PHASES: tl.constexpr = max(2 + V1, 4 + V2) if TERMS > 1 else 2 + V1
+    tiles = tl.cdiv(points, BLOCK)
+    met = 0
+    for made in range(updates):
+        for phase in range(PHASES):
+            if phase < 2 + V1:
+                _phase(
+                    phase, program, programs, order1, groups1, weights1, before1, rows, sums, entries1, bounds1,
+                    neighbours1, lattice1, spare1, copies1, points1, many1, size1, BEFORE1, False, V1, S, C, BLOCK,
+                    LANES1,
+                )  # fmt: skip
+            if TERMS > 1:  # noqa: SIM102 (a constant by itself)
+                if (phase >= 2) & (phase < 4 + V2):  # by the other programs first, which have less to do
+                    _phase(
+                        phase - 2, programs - 1 - program, programs, order2, groups2, weights2, before2, rows, sums,
+                        entries2, bounds2, neighbours2, lattice2, spare2, copies2, points2, many2, size2, BEFORE2,
+                        False, V2, S, C, BLOCK, LANES2,
+                    )  # fmt: skip
+            met += programs
+            _meet(arrivals, met)
+        if made + 1 < updates:
+            for tile in range(program, images * tiles, programs):
+                _read(
+                    tile % tiles, (tile // tiles).to(tl.int64),
+                    simplices1, vertices1, weights1, after1, gain1, lattice1 if V1 % 2 == 0 else spare1, size1, share1,
+                    simplices2, vertices2, weights2, after2, gain2, lattice2 if V2 % 2 == 0 else spare2, size2, share2,
+                    logits, rows, points, channels,
+                    TERMS, V1, V2, AFTER1, AFTER2, SHARED1, SHARED2, "planes", "softmax", False, S, C, BLOCK,
+                )  # fmt: skip
+            met += programs
+            _meet(arrivals, met)
+
+
+@triton.jit
+def _phase(
+    phase, program, programs, order, groups, weights, factor, rows, sums, entries, bounds, neighbours, lattice, spare,
+    copies, points, many, size, SCALED: tl.constexpr, BACKWARDS: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
+    C: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """A program's tiles of one phase of `spread`."""
+    HALF: tl.constexpr = max(1, BLOCK // 2)  # a tile for sums of groups, of which each number has three in registers
+    if phase == 0:
+        tiles = tl.cdiv(many * tl.cdiv(V, 3), HALF)
+        for tile in range(program, copies * tiles, programs):
+            _splat(
+                tile % tiles, tile // tiles, order, groups, weights, factor, rows, sums, points, many, SCALED, V, S, C,
+                HALF,
+            )  # fmt: skip
+    elif phase == 1:
+        tiles = tl.cdiv(size, BLOCK // LANES)
+        for tile in range(program, copies * tiles, programs):
+            _gather(tile % tiles, tile // tiles, entries, bounds, sums, lattice, many * V, size, S, C, BLOCK, LANES)
+    else:
+        tiles = tl.cdiv(size, BLOCK)
+        axis = V + 1 - phase if BACKWARDS else phase - 2
+        pairs = neighbours + axis.to(tl.int64) * 2 * (size - 1)
+        for tile in range(program, copies * tiles, programs):
+            if phase % 2 == 0:
+                _blur(tile % tiles, tile // tiles, pairs, lattice, spare, size, S, C, BLOCK)
+            else:
+                _blur(tile % tiles, tile // tiles, pairs, spare, lattice, size, S, C, BLOCK)
 
 
 @triton.jit
@@ -165,11 +234,31 @@ def read(
     """What the points read from the lattices of up to two terms, added to a base, in one pass over the points.
 
     A message is what a point reads, times the term's share, the point's factor and each channel's gain. BASE says what
-    the base is, "planes", "rows" or "none"; RESULT what is made of the sum, itself, its "softmax" or "log_softmax";
-    PLANES where it is written. SHARED lattices have the points of one image and vertices for each.
+    the base is, "planes", "rows" or "none"; RESULT what is made of the sum, itself, its "softmax", "log_softmax",
+    "inverse" or "inverse_root"; PLANES where it is written. SHARED lattices have the points of one image and vertices
+    for each.
     """
-    image = tl.program_id(1).to(tl.int64)
-    point = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    _read(
+        tl.program_id(0), tl.program_id(1).to(tl.int64),
+        simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+        simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+        base, out, points, channels,
+        TERMS, V1, V2, SCALED1, SCALED2, SHARED1, SHARED2, BASE, RESULT, PLANES, S, C, BLOCK,
+    )  # fmt: skip
+
+
+@triton.jit
+def _read(
+    tile, image,
+    simplices1, vertices1, weights1, factor1, gain1, lattice1, size1, share1,
+    simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
+    base, out, points, channels,
+    TERMS: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, SCALED1: tl.constexpr, SCALED2: tl.constexpr,
+    SHARED1: tl.constexpr, SHARED2: tl.constexpr, BASE: tl.constexpr, RESULT: tl.constexpr, PLANES: tl.constexpr,
+    S: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`read` of a tile of an image's points."""
+    point = tile * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, C)
     inside = point < points
     here = inside[:, None] & (channel < channels)[None, :]
@@ -180,7 +269,11 @@ def read(
         simplices2, vertices2, weights2, factor2, gain2, lattice2, size2, share2,
         base, planes, rows, here, image, point, points, TERMS, V1, V2, SCALED1, SCALED2, SHARED1, SHARED2, BASE, S, C,
     )  # fmt: skip
-    if RESULT != "sum":
+    if RESULT == "inverse":
+        value = 1 / (value + 1e-20)
+    elif RESULT == "inverse_root":
+        value = 1 / tl.sqrt(value + 1e-20)
+    elif RESULT != "sum":
         value = tl.where((channel < channels)[None, :], value, float("-inf"))
         value -= tl.max(value, 1)[:, None]
         powers = tl.exp(value)

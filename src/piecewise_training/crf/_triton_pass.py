@@ -15,8 +15,9 @@ from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._triton_build import Plan, programs_for
 
 _PROGRAMS = 8  # on each multiprocessor, of a kernel whose programs meet: of 128 threads with 64 registers each
+_FEWER = 6  # of the kernel that makes all updates, with 80 registers each
 
-Result = Literal["sum", "softmax", "log_softmax"]
+Result = Literal["sum", "softmax", "log_softmax", "inverse", "inverse_root"]
 
 
 class Pass:
@@ -32,9 +33,8 @@ class Pass:
         self._around = plan.entries, plan.bounds, plan.neighbours
         self._width, self._how = width, how_to_launch(plan.order.device)
         tile = tile_of(width)
-        block, lanes = tile["BLOCK"], min(plan.lanes, tile["BLOCK"])
-        of_groups = programs_for(self._groups * programs_for(self._axes, 3), max(1, block // 2))
-        tiles = self._copies * max(of_groups, programs_for(self._size * lanes, block))
+        lanes = lanes_of(plan, tile["BLOCK"])
+        tiles = tiles_of(plan, self._copies, lanes, tile["BLOCK"])
         self._kernel = kernels.spread[(min(tiles, self._how.programs),)]
         self._options = {"V": self._axes, "S": width, "LANES": lanes, **tile, **self._how.options}
         self._arrivals, self._turn = plan.order.new_zeros(times), 0
@@ -79,6 +79,70 @@ class Pass:
         self._turn += 1
 
 
+class Way(NamedTuple):
+    """What `update` needs of a term: its lattices, factors before and after, and a gain of each channel."""
+
+    plan: Plan
+    before: Float[Tensor, " p"] | None
+    after: Float[Tensor, " p"] | None
+    gain: Float[Tensor, " s"]
+
+
+def update(
+    ways: Sequence[Way], logits: Float[Tensor, "b k n"], rows: Float[Tensor, "p s"], updates: int
+) -> list[Message]:
+    """Spreads the marginals in `rows` over one or two terms' lattices and replaces them, up to the last time.
+
+    Args:
+        ways: of the terms.
+        logits: what the messages are added to.
+        rows: the marginals; of these those before the last update are left.
+        updates: at least one.
+
+    Returns:
+        The last update's messages, still to be read.
+    """
+    (batch, classes, points), (_, width), tile = logits.shape, rows.shape, tile_of(rows.shape[1])
+    ways = sorted(ways, key=lambda way: -way.plan.axes)  # that of more phases begins
+    messages: list[Message] = []
+    operands: list[Any] = []
+    flags: dict[str, Any] = {"TERMS": len(ways)}
+    tiles, sums = batch * programs_for(points, tile["BLOCK"]), 0
+    for place in range(2):
+        if place < len(ways):  # else what is there stands for what is not
+            plan, before, after, gain = ways[place]
+            copies, groups, size = batch // len(plan), len(plan.groups) - 1, len(plan.bounds) - 1
+            lattice, spare = (rows.new_empty(copies, size, width) for _ in range(2))
+            messages.append(Message(plan, spare if plan.axes % 2 else lattice, after, gain))
+            lanes = lanes_of(plan, tile["BLOCK"])
+            tiles = max(tiles, tiles_of(plan, copies, lanes, tile["BLOCK"]))
+            sums = max(sums, copies * groups * plan.axes)
+        operands += [
+            plan.order, plan.groups, plan.entries, plan.bounds, plan.neighbours, lattice, spare, copies,
+            len(plan.simplices), groups, size, plan.simplices, plan.vertices, plan.weights,
+            rows if before is None else before, rows if after is None else after, gain, plan.share,
+        ]  # fmt: skip
+        flags |= {f"BEFORE{place + 1}": before is not None, f"AFTER{place + 1}": after is not None}
+        flags |= {f"SHARED{place + 1}": len(plan) == 1, f"V{place + 1}": plan.axes, f"LANES{place + 1}": lanes}
+    how = how_to_launch(rows.device, _FEWER)
+    kernels.update[(min(tiles, how.programs),)](
+        *operands, logits, rows, rows.new_empty(sums, width), rows.new_zeros(1, dtype=torch.int32), points, classes,
+        batch, updates, S=width, **flags, **tile, **how.options,
+    )  # fmt: skip
+    return messages
+
+
+def lanes_of(plan: Plan, block: int) -> int:
+    """How many share out the sums around a vertex, in a tile of so many rows."""
+    return min(plan.lanes, block)
+
+
+def tiles_of(plan: Plan, copies: int, lanes: int, block: int) -> int:
+    """The tiles of the phase that has the most."""
+    of_groups = programs_for((len(plan.groups) - 1) * programs_for(plan.axes, 3), max(1, block // 2))
+    return copies * max(of_groups, programs_for((len(plan.bounds) - 1) * lanes, block))
+
+
 class How(NamedTuple):
     """How a kernel in phases is launched: with so many programs, all phases at once or one by one."""
 
@@ -88,14 +152,19 @@ class How(NamedTuple):
 
 
 @cache
-def how_to_launch(device: torch.device) -> How:
-    """Programs can only wait for each other where they are sure to run at the same time: in a cooperative launch."""
+def how_to_launch(device: torch.device, programs: int = _PROGRAMS) -> How:
+    """Programs can only wait for each other where they are sure to run at the same time: in a cooperative launch.
+
+    Args:
+        device: where.
+        programs: on each multiprocessor, which share its registers.
+    """
     if device.type == "cpu":
         return How(1, True, {})
-    count = _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+    count = programs * torch.cuda.get_device_properties(device).multi_processor_count
     if torch.version.cuda is None or not _cooperates():
         return How(count, False, {})
-    return How(count, True, {"launch_cooperative_grid": True, "maxnreg": 64})
+    return How(count, True, {"launch_cooperative_grid": True, "maxnreg": 512 // programs // 8 * 8})
 
 
 def _cooperates() -> bool:
@@ -121,7 +190,7 @@ def read(
     shape: tuple[int, ...],
     result: Result = "sum",
 ) -> Tensor:
-    """The sum of a base and of up to two messages, or its softmax; base and `out` are planes (B, K, N) or rows.
+    """The sum of a base and of up to two messages, or what is made of it; base and `out` are planes (B, K, N) or rows.
 
     Args:
         messages: none, one or two.

@@ -143,6 +143,14 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
 
 
 def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
-    if not any(isinstance(value, Tensor) for value in values):  # one copy to a GPU and not one for each
-        return torch.tensor(values, dtype=like.dtype, device=like.device)
+    numbers = [value for value in values if not isinstance(value, Tensor)]
+    if len(numbers) == len(values):
+        return _constants(tuple(numbers), like.dtype, like.device)
     return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
+
+
+@lru_cache(maxsize=64)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, kept for the next call: a copy to a GPU waits for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
