@@ -242,12 +242,10 @@ def test_all_updates_in_one_launch(
 
         monkeypatch.setattr(_triton_kernels, name, Spy(name))
     scores = torch.randn(batch, 5, 9, device=device)
-    kinds = ["symmetric", "none"]
+    places = [points(images, d, 9, 1.0, device) for images, d in zip((1, batch), dims, strict=False)]
     terms = [
-        PairwiseTerm(
-            GaussianKernel(points(min(batch, 1 + place * batch), d, 9, 1.0, device), None, "triton", kind), 2.0
-        )
-        for place, (d, kind) in enumerate(zip(dims, kinds, strict=False))
+        PairwiseTerm(GaussianKernel(place, None, "triton", kind), 2.0)
+        for place, kind in zip(places, ("symmetric", "none"), strict=False)
     ]
     launched.clear()
     found = mean_field(scores, terms, 3)

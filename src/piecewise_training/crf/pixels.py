@@ -137,8 +137,8 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
         array[:, 0], array[:, 1] = np.arange(width), np.arange(height)[:, None]
         array[:, 2:] = image.detach().numpy()
         return torch.from_numpy(array).flatten(2)
-    x, y = (torch.arange(side, dtype=dtype, device=image.device) for side in (width, height))
-    positions = [axis.expand(batch, 1, height, width) for axis in (x, y[:, None])]
+    x, y = _places(width, dtype, image.device), _places(height, dtype, image.device)[:, None]
+    positions = [axis.expand(batch, 1, height, width) for axis in (x, y)]
     return torch.cat([*positions, image.to(dtype)], 1).flatten(2)
 
 
@@ -147,6 +147,13 @@ def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
     if len(numbers) == len(values):
         return _constants(tuple(numbers), like.dtype, like.device)
     return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
+
+
+@lru_cache(maxsize=64)
+def _places(count: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"]:
+    """0, 1, 2 and so on, kept for the next image."""
+    with torch.inference_mode(False):
+        return torch.arange(count, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
