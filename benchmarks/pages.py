@@ -302,7 +302,7 @@ def _of_rounds(ratio: Sequence[float], rounds: int) -> str:
     return f"{median_of_all:.1f}" + (f" ({least:.1f} to {most:.1f})" if rounds > 1 else "")
 
 
-def dense_crf_gpu(report: Report, title: str = "How fast the dense CRF is") -> str:
+def dense_crf_gpu(report: Report) -> str:
     """The speed of the dense CRF on a GPU."""
     results, training = report["results"], report["training"]
     engines = list(dict.fromkeys(engine for row in results for engine in row["ms_an_image"]))
@@ -327,7 +327,7 @@ def dense_crf_gpu(report: Report, title: str = "How fast the dense CRF is") -> s
         )
     return "\n\n".join(
         [
-            f"# {title} on an {report['machine']['device']}",
+            f"# How fast the dense CRF is on an {report['machine']['device']}",
             f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
             "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
             "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
@@ -382,7 +382,6 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "degraded_labels": degraded_labels,
     "dense_crf": dense_crf,
     "dense_crf_gpu": dense_crf_gpu,
-    "dense_crf_gpu_later": partial(dense_crf_gpu, title="Later: the dense CRF"),
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,
