@@ -147,6 +147,8 @@ class ModelConfig:
         featmap: Makes unary, vgg16 or a timm backbone, the trunk of a FeatMap-Net with these options.
         context: Adds a contextual CRF on the network's feature map.
         pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
+        start_from: A trained model to begin with, a run's folder or a file of weights, instead of ImageNet weights.
+            What does not fit, as the layers for another number of classes, begins anew.
         output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
         crf_iterations: Mean-field updates in evaluation.
         crf_train_iterations: Mean-field updates in training.
@@ -167,6 +169,7 @@ class ModelConfig:
     featmap: FeatMapConfig | None = None
     context: ContextConfig | None = None
     pretrained: bool | str | None = None
+    start_from: str | None = None
     output_stride: Literal[8, 16, 32] = 16
     crf_iterations: int = 10
     crf_train_iterations: int = 5

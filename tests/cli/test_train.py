@@ -136,6 +136,26 @@ def test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(torch.equal(before[k], v) for k, v in PiecewiseTrainedModel.load(run).state_dict().items())
 
 
+def test_begins_with_a_trained_network(run: Path, tmp_path: Path) -> None:
+    """Only the CRF is trained; the first row is what the network was worth before."""
+    begun = ["--model.start_from", str(run), "--training.stage1_epochs", "0", "--training.stage3_epochs", "0"]
+    assert main(["train", *TINY, *begun, "--output", str(tmp_path / "out")]) == 0
+    rows = {}
+    for folder in (run, tmp_path / "out"):
+        with (folder / "metrics_summary.csv").open() as file:
+            rows[folder] = {row.pop("model"): row["mIoU"] for row in csv.DictReader(file)}
+    assert [*rows[tmp_path / "out"]] == ["unary alone", "+ CRF, learned"]
+    assert rows[tmp_path / "out"]["unary alone"] == rows[run]["joint, unary"]
+
+
+def test_a_crf_without_stage_1(tmp_path: Path) -> None:
+    """On a network of random weights, whose scores nobody wants to see."""
+    alone = ["--training.stage1_epochs", "0", "--training.stage3_epochs", "0"]
+    assert main(["train", *TINY, *alone, "--output", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out/metrics_summary.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["+ CRF, learned"]
+
+
 def test_evaluate_on_the_runs_own_data(run: Path, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(run), "--output", str(tmp_path), "--device", "cpu"]) == 0
     with (tmp_path / "metrics_summary.csv").open() as file, (run / "metrics_summary.csv").open() as other:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from piecewise_training.networks.weights import initialise, read_state_dict, report_loading
+from piecewise_training.networks.weights import initialise, read_state_dict, report_loading, transfer
 
 
 def network() -> nn.Module:
@@ -71,6 +71,27 @@ def test_missing_and_unexpected_keys_are_reported(caplog: pytest.LogCaptureFixtu
         report_loading(network(), state, "weights.pth")
     assert "loaded 3 tensors from weights.pth; missing: 1.bias; not used: classifier.weight" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_transfer_takes_what_fits(caplog: pytest.LogCaptureFixture) -> None:
+    """A layer for another number of classes begins anew, and is named."""
+    net, state = network(), network().state_dict()
+    state |= {"1.weight": torch.ones(5, 2, 1, 1), "1.bias": torch.ones(5), "2.bias": torch.ones(5)}
+    before = net[1].weight.clone()
+    with caplog.at_level(logging.INFO):
+        transfer(net, state, "weights.pth")
+        transfer(net, net.state_dict(), "the same")
+    assert torch.equal(net[0].weight, state["0.weight"])
+    assert torch.equal(net[1].weight, before)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "began with 2 of 4 tensors from weights.pth; anew: 1.weight, 1.bias"),
+        (logging.INFO, "began with 4 of 4 tensors from the same; anew: none"),
+    ]
+
+
+def test_transfer_of_nothing() -> None:
+    with pytest.raises(ValueError, match=r"x.pth has nothing to begin with: it has 0.weight, the model wants 0.weight"):
+        transfer(network(), {"0.weight": torch.ones(7)}, "x.pth")
 
 
 def test_missing_file() -> None:

@@ -19,6 +19,7 @@ from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import Relation
+from piecewise_training.networks.weights import read_state_dict, transfer
 from piecewise_training.report import RECORD_FILE, Parameter, RunRecord, write_gallery, write_page
 from piecewise_training.trainer import PiecewiseTrainer
 from piecewise_training.visualization import REPORT_FILES, Sample, summary_rows, write_report
@@ -48,17 +49,22 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
     crf |= {name: getattr(config, f"crf_{name}") for name in options}
     if config.crf_kernels is not None:
         crf["kernels"] = [dataclasses.asdict(kernel) for kernel in config.crf_kernels]
-    return PiecewiseTrainedModel(
+    model = PiecewiseTrainedModel(
         len(classes),
         config.crf_iterations,
         unary=config.unary,
-        pretrained=config.pretrained,
+        pretrained=False if config.start_from else config.pretrained,
         output_stride=config.output_stride,
         crf={"train_iterations": config.crf_train_iterations, **crf},
         featmap=None if config.featmap is None else dataclasses.asdict(config.featmap),
         context=None if config.context is None else _context(config.context),
         classes=classes,
     )
+    if config.start_from:
+        trained = Path(config.start_from)
+        file = trained / MODEL_FILES[1] if trained.is_dir() else trained
+        transfer(model, read_state_dict(file, "`start_from` must be the folder of a finished run or a file"), str(file))
+    return model
 
 
 def _context(config: ContextConfig) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def notes(
     made = ", ".join(surroundings[key] for key in ("package", "torch", "device", "processor", "platform", "date"))
     told = [f"CRF parameters: {parts}", f"Training time: {spent}", f"Made with {made}"]
     for without, under in (("joint, unary", "joint, + CRF"), ("unary alone", "+ CRF, learned")):
-        if under in results:
+        if without in results and under in results:
             before, after = (100 * results[name].scores.miou for name in (without, under))
             if after < before:
                 told.append(

@@ -76,6 +76,7 @@ def run(
 
     from piecewise_training.cli import results as tables
     from piecewise_training.dataset import build_datasets, crf_loader, joint_loader, train_loader, val_loader
+    from piecewise_training.inference import evaluate
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
     console = Console(quiet=not group.first)
@@ -98,6 +99,10 @@ def run(
     results: dict[str, Any] = {}
     titles: dict[str, str] = {}
     start_values = tables.crf_values(network)
+    if model.start_from and stages[0].name != "stage1":
+        if group.first:
+            results["unary alone"] = evaluate(network, val_batches, trainer.device).unary
+        group.wait()
     for stage in stages:
         plural = "s" if stage.epochs > 1 else ""
         console.print(f"{stage.name}: {stage.title}, {stage.epochs} epoch{plural}", style="bold", highlight=False)

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 Pretrained = bool | str | Path | None
 StateDict = Mapping[str, Tensor]
 
+_WANTED = "`pretrained` must be True, False, None or an existing file"
+
 
 def initialise(
     network: nn.Module,
@@ -62,8 +64,12 @@ def initialise(
     report_loading(network, adapt(state), "the ImageNet weights")
 
 
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, wanted: str = _WANTED) -> StateDict:
     """Reads a safetensors file or a state dict saved by torch, without running any code in it.
+
+    Args:
+        path: the file.
+        wanted: what an error says that the argument must be.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +77,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: `pretrained` must be True, False, None or an existing file.")
+        raise FileNotFoundError(f"no weights at {path}: {wanted}.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -114,6 +120,28 @@ def report_loading(network: nn.Module, state: StateDict, source: str) -> None:
         source,
         _some(missing),
         _some(unexpected),
+    )
+
+
+def transfer(network: nn.Module, state: StateDict, source: str) -> None:
+    """Loads each tensor that has the name and the shape of one of the network's, and logs which ones begin anew.
+
+    Raises:
+        ValueError: no tensor fits.
+    """
+    own = network.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"{source} has nothing to begin with: it has {_some(state)}, the model wants {_some(own)}.")
+    network.load_state_dict(fitting, strict=False)
+    anew = [name for name in own if name not in fitting]
+    logger.log(
+        logging.WARNING if anew else logging.INFO,
+        "began with %d of %d tensors from %s; anew: %s",
+        len(fitting),
+        len(own),
+        source,
+        _some(anew),
     )
 
 
