@@ -17,6 +17,8 @@ pytest.importorskip("triton")
 
 def test_each_step_of_an_update_is_timed(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_crf, "ITERATIONS", 2)
+    # A phase by itself sums up memory that none before it has filled; the interpreter minds overflows.
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
     scores, image = torch.randn(1, 2, 4, 5), torch.randint(0, 256, (1, 3, 4, 5), dtype=torch.uint8)
     steps = dense_crf_gpu.kernel_times(scores.to(device), image.to(device), speed=1e9, runs=1)
     names = {step["kernel"] for step in steps}

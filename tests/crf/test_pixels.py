@@ -54,6 +54,13 @@ def test_images_of_any_dtype(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, bilateral_kernel(image.float(), 10.0, 20.0, like=torch.zeros(()))(values))
 
 
+@pytest.mark.parametrize("number", [np.array(9.0), np.float32(9), 9, torch.tensor(9.0)], ids=repr)
+def test_bandwidths_of_any_kind(number: Any) -> None:
+    image, values = torch.randint(0, 256, (1, 3, 2, 4)), torch.randn(1, 2, 8)
+    found, expected = (bilateral_kernel(image, n, n, like=values)(values) for n in (number, 9.0))
+    assert torch.equal(found, expected)
+
+
 def test_exact_spatial_kernel_takes_the_lattices_error_away() -> None:
     """With the spatial kernel alone, mean field is that of the exact sum."""
     scores, image = scene(20, 26, 3)

@@ -82,7 +82,7 @@ def test_filters_as_the_reference(
 
 
 def test_groups_and_entries_beyond_a_tile(kernels: ModuleType, device: torch.device) -> None:
-    """600 points in one place are 19 groups, more than a vertex gathers at a time."""
+    """600 points in one place are 38 groups, more than a vertex gathers at a time."""
     features = torch.zeros(1, 2, 600, device=device)
     values = torch.randn(1, 2, 600, device=device)
     ours, theirs = (module.build(features, torch.ones(2, device=device)) for module in (kernels, _reference))
@@ -222,37 +222,88 @@ def test_any_number_of_terms(device: torch.device, count: int) -> None:
     torch.testing.assert_close(found["triton"], found["reference"], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("dims", "batch"), [((1,), 1), ((2, 4), 2), ((4, 1), 3)])
-def test_all_updates_in_one_launch(
-    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch, dims: tuple[int, ...], batch: int
-) -> None:
-    """As with launches for each update; the first term has one lattice for all images."""
-    from piecewise_training.crf import _triton_kernels
+class Launches:
+    """Stands for some kernels and writes down which are launched, and with what arguments."""
 
-    launched: list[str] = []
-    for name in ("update", "spread"):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        from piecewise_training.crf import _triton_kernels
+
+        self.made: list[tuple[str, tuple[Any, ...]]] = []
+        for name in names:
+            monkeypatch.setattr(_triton_kernels, name, self._spy(name, getattr(_triton_kernels, name)))
+
+    def _spy(self, name: str, kernel: Any) -> Any:
+        made = self.made
 
         class Spy:
-            def __init__(self, name: str) -> None:
-                self.name, self.kernel = name, getattr(_triton_kernels, name)
-
             def __getitem__(self, grid: tuple[int]) -> Any:
-                launched.append(self.name)
-                return self.kernel[grid]
+                def launch(*args: Any, **kwargs: Any) -> None:
+                    made.append((name, args))
+                    kernel[grid](*args, **kwargs)
 
-        monkeypatch.setattr(_triton_kernels, name, Spy(name))
-    scores = torch.randn(batch, 5, 9, device=device)
-    places = [points(images, d, 9, 1.0, device) for images, d in zip((1, batch), dims, strict=False)]
-    terms = [
-        PairwiseTerm(GaussianKernel(place, None, "triton", kind), 2.0)
-        for place, kind in zip(places, ("symmetric", "none"), strict=False)
+                return launch
+
+        return Spy()
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name, _ in self.made}
+
+
+def terms_of(shapes: list[tuple[int, int, Any, int]], n: int, device: torch.device) -> list[PairwiseTerm]:
+    """Terms with so many images and features, a normalisation, and as many costs as classes, or none."""
+    return [
+        PairwiseTerm(
+            GaussianKernel(points(images, d, n, 1.0, device), None, "triton", kind),
+            2.0 + d,
+            torch.linspace(0.5, 1.5, classes, device=device) if classes else None,
+        )
+        for images, d, kind, classes in shapes
     ]
-    launched.clear()
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 1, "symmetric", 0)],
+        [(2, 4, "before", 5)],
+        [(1, 2, "symmetric", 0), (2, 4, "none", 0)],
+        [(2, 3, "after", 5), (2, 3, "symmetric", 0)],
+        [(2, 2, "symmetric", 0), (2, 1, "before", 5)],
+        [(1, 1, "none", 0), (1, 3, "symmetric", 0)],
+    ],
+    ids=str,
+)
+def test_all_updates_in_one_launch(
+    kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch, shapes: list[Any]
+) -> None:
+    """As with launches for each update; terms have one lattice for all images or one for each."""
+    scores, terms = torch.randn(2, 5, 9, device=device), terms_of(shapes, 9, device)
+    launches = Launches(monkeypatch, "all_updates", "spread")
     found = mean_field(scores, terms, 3)
-    assert launched == ["update"]
-    monkeypatch.setattr(kernels, "_FEW", 9 * batch - 1)
+    assert launches.names == {"all_updates"}
+    monkeypatch.setattr(kernels, "_ONE_LAUNCH", 17)
     torch.testing.assert_close(mean_field(scores, terms, 3), found, atol=2e-5, rtol=0)
-    assert "update" not in launched[1:]
+    assert len(launches.made) == 1 + 3 * len(terms)
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_updates_on_any_number_of_programs(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
+    """The same bits in every run: of programs that did not wait for each other they would differ."""
+    from piecewise_training.crf import _triton_pass
+
+    if device.type == "cpu":
+        pytest.skip("Triton's interpreter has one program; needs --device cuda")
+    scores = torch.randn(1, 21, 4800, device=device)
+    terms = terms_of([(1, 2, "symmetric", 0), (1, 5, "none", 0)], 4800, device)
+    found = mean_field(scores, terms, 10)
+    for _ in range(20):
+        assert torch.equal(mean_field(scores, terms, 10), found)
+    how = _triton_pass.how_to_launch(device, _triton_pass._FOR_UPDATES)
+    monkeypatch.setattr(_triton_pass, "how_to_launch", lambda *_: how._replace(programs=programs))
+    assert torch.equal(mean_field(scores, terms, 10), found)
 
 
 def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,22 +312,15 @@ def test_programs_that_cannot_meet(kernels: ModuleType, device: torch.device, mo
 
     features, values = points(2, 3, 40, 1.0, device), torch.randn(2, 3, 40, device=device)
     plan = kernels.build(features, torch.ones(3, device=device))
-    together = kernels.splat_blur_slice(plan, values)
-    launched: list[tuple[int, int]] = []
-    monkeypatch.setattr(_triton_pass, "how_to_launch", lambda *_: _triton_pass.How(3, False, {}))
-    spread = _triton_pass.kernels.spread
-
-    class Spy:
-        def __getitem__(self, grid: tuple[int]) -> Any:
-            def launch(*args: Any, **kwargs: Any) -> None:
-                launched.append(args[-2:])
-                spread[grid](*args, **kwargs)
-
-            return launch
-
-    monkeypatch.setattr(_triton_pass.kernels, "spread", Spy())
+    scores, terms = torch.randn(2, 3, 9, device=device), terms_of([(2, 3, "symmetric", 0)], 9, device)
+    together, updated = kernels.splat_blur_slice(plan, values), mean_field(scores, terms, 2)
+    for module in (kernels, _triton_pass):
+        monkeypatch.setattr(module, "how_to_launch", lambda *_: _triton_pass.How(3, False, {}))
+    launches = Launches(monkeypatch, "all_updates", "spread")
     assert torch.equal(kernels.splat_blur_slice(plan, values), together)
-    assert launched == [(phase, phase + 1) for phase in range(6)]
+    assert [args[-2:] for _, args in launches.made] == [(phase, phase + 1) for phase in range(6)]
+    torch.testing.assert_close(mean_field(scores, terms, 2), updated, atol=2e-5, rtol=0)
+    assert launches.names == {"spread"}
 
 
 def test_a_batchs_tables_one_by_one(kernels: ModuleType, device: torch.device) -> None:
@@ -358,15 +402,16 @@ both = {"V1": 3, "V2": 6, "SCALED1": True, "SCALED2": True, "SHARED1": True, "SH
 rows = {"BASE": "planes", "RESULT": "softmax", "PLANES": False}
 planes = {"BASE": "rows", "RESULT": "log_softmax", "PLANES": True}
 for name, types, constants in [
-    ("place", "FFFLFLLIIn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "FARTHEST": 1e6, "BLOCK": 128}),
+    ("place", "FFFLFLLILn", {"D": 5, "P": 8, "BITS": 63, "LEFT": 32, "FARTHEST": 1e6, "BLOCK": 128}),
     ("mark", "LLLn", {"POINTS": 16, "BLOCK": 256}),
     ("group_points", "LLLIIIILnn", {"V": 6, "BLOCK": 256}),
     ("number_vertices", "LLIIIIILnn", {"V": 6, "BLOCK": 256}),
     ("find_neighbours", "LLInn", {"BITS": 63, "BLOCK": 256}),
     ("spread", "IIFFFFIIIFFInnnnnnn", {"SCALED": True, "BACKWARDS": False, "V": 6, "LANES": 8, **tile}),
-    ("update", 2 * "IIIIIFFnnnnIIFFFFx" + "FFFInnnn",
-     {"TERMS": 2, **{f"{name}{place}": True for name in ("BEFORE", "AFTER") for place in (1, 2)}, "SHARED1": False,
-      "SHARED2": True, "V1": 6, "V2": 3, "LANES1": 8, "LANES2": 2, **tile}),
+    *(("all_updates", 2 * "IIIIIFFnnnnIIFFFFx" + "FFFInnnn",
+       {"TERMS": terms, **{f"{name}{place}": scaled for name in ("BEFORE", "AFTER") for place in (1, 2)},
+        "SHARED1": False, "SHARED2": True, "V1": 6, "V2": 3, "LANES1": 8, "LANES2": 2, **tile})
+      for terms, scaled in ((1, False), (2, True))),
     *(("read", 2 * "IIFFFFnx" + "FFnn", {"TERMS": terms, **both, **how, **tile})
       for terms, how in ((0, rows), (1, planes), (2, rows))),
     *(("pull", 2 * "IIFFFFnx" + "FFFFnn", {"TERMS": terms, "BASE": base, "LOGARITHM": terms == 0, **both, **tile})
@@ -385,8 +430,8 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     """For an H200's architecture, with the assembler that Triton brings along."""
     result = run(COMPILE, TRITON_DEFAULT_FP_FUSION="1")
     assert result.returncode == 0, result.stderr
-    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", "update", *3 * ["read"]]
-    names += [*3 * ["pull"], "contract"]
+    names = ["place", "mark", "group_points", "number_vertices", "find_neighbours", "spread", *2 * ["all_updates"]]
+    names += [*3 * ["read"], *3 * ["pull"], "contract"]
     assert result.stdout.split() == [word for name in names for word in (name, "True")]
 
 

@@ -3,7 +3,7 @@
 Kernels are Triton's (`_triton_kernels`), on lattices that `_triton_build` makes; torch sorts, and multiplies matrices.
 Instead of atomic additions, points are sorted by their simplex and sums are taken in two steps, first over groups of
 points, then over the groups around each vertex: results are the same bits in every run. Nothing between the first
-update and the last waits for the GPU, and the updates of a single image are one launch.
+update and the last waits for the GPU. For so few points that it would wait for the CPU all updates are one launch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training.crf._reference import Normalized
-from piecewise_training.crf._triton_backward import Kept, Step, Term, mean_field_gradients
+from piecewise_training.crf._triton_backward import Kept, Step, mean_field_gradients
 from piecewise_training.crf._triton_build import Plan, build, on_the_gpu_of
 from piecewise_training.crf._triton_pass import (
     Message,
     Pass,
     Result,
-    Way,
+    Term,
+    all_updates,
     as_rows,
     contract,
     how_to_launch,
@@ -30,12 +31,11 @@ from piecewise_training.crf._triton_pass import (
     padded,
     read,
     row_width,
-    update,
 )
 
 __all__ = ["build", "mean_field", "mean_field_gradients", "moments", "normalizer", "splat_blur_slice"]
 
-_FEW = 1 << 18  # points; with more the GPU works longer than a CPU needs for its launches, and faster phase by phase
+_ONE_LAUNCH = 1 << 18  # points; with more the GPU does not wait for launches, and is faster with a kernel for each step
 
 
 def splat_blur_slice(plan: Plan, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
@@ -101,10 +101,10 @@ def mean_field(
         return read([], logits, torch.empty_like(logits), shape, result), kept
     gains = [padded(term.mixture, classes) for term in own]
     q = read([], logits, logits.new_empty(batch * points, row_width(classes)), shape, "softmax")
-    together = len(own) < 3 and all(gain.ndim == 1 for gain in gains) and how_to_launch(q.device).meet
-    if together and batch * points <= _FEW and not keep:
-        ways = [Way(*term[:3], gain) for term, gain in zip(own, gains, strict=True)]
-        return read(update(ways, logits, q, iterations), logits, torch.empty_like(logits), shape, result), kept
+    gained = [term._replace(mixture=gain) for term, gain in zip(own, gains, strict=True)]
+    small = 0 < len(own) < 3 and batch * points <= _ONE_LAUNCH and all(gain.ndim == 1 for gain in gains)
+    if small and not keep and how_to_launch(q.device).meet:
+        return read(all_updates(gained, logits, q, iterations), logits, torch.empty_like(logits), shape, result), kept
     passes = [Pass(term.plan, batch, row_width(classes), iterations) for term in own]
     for iteration in range(iterations):
         lattices = [through.blurred(q, term.before) for through, term in zip(passes, own, strict=True)]

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._reference import centred
-from piecewise_training.crf._triton_build import Plan, on_the_gpu_of, programs_for
+from piecewise_training.crf._triton_build import on_the_gpu_of, programs_for
 from piecewise_training.crf._triton_pass import (
     Message,
     Pass,
+    Term,
     contract,
     layout_of,
     operands_of,
@@ -30,15 +31,6 @@ class Step(NamedTuple):
 
     q: Tensor
     lattices: list[Tensor]
-
-
-class Term(NamedTuple):
-    """What an update needs of a term: its lattices, its factors, and what each channel's message is multiplied by."""
-
-    plan: Plan
-    before: Tensor | None
-    after: Tensor | None
-    mixture: Tensor
 
 
 class Kept(NamedTuple):

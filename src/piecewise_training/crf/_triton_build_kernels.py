@@ -111,7 +111,8 @@ def number_vertices(
 ):  # fmt: skip
     """The sums of groups that go to a vertex, the vertices of each simplex, where a vertex's sums begin, and its name.
 
-    The sums are sorted by vertex; `names` are those of their vertices, unsorted, and `numbers` the numbers, from 1.
+    The sums are sorted by vertex; `names` are those of their vertices, unsorted, and `numbers` the numbers, from 1;
+    `owners` has of each group the simplex that it is the first of, or -1.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count

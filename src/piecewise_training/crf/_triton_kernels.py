@@ -41,7 +41,7 @@ def spread(
         "updates",
     ]
 )  # fmt: skip
-def update(
+def all_updates(
     order1, groups1, entries1, bounds1, neighbours1, lattice1, spare1, copies1, points1, many1, size1,
     simplices1, vertices1, weights1, before1, after1, gain1, share1,
     order2, groups2, entries2, bounds2, neighbours2, lattice2, spare2, copies2, points2, many2, size2,
@@ -60,7 +60,7 @@ def update(
     program, programs = tl.program_id(0), tl.num_programs(0)
     PHASES: tl.constexpr = max(2 + V1, 4 + V2) if TERMS > 1 else 2 + V1
     tiles = tl.cdiv(points, BLOCK)
-    met = 0
+    expected = 0
     for made in range(updates):
         for phase in range(PHASES):
             if phase < 2 + V1:
@@ -69,15 +69,15 @@ def update(
                     neighbours1, lattice1, spare1, copies1, points1, many1, size1, BEFORE1, False, V1, S, C, BLOCK,
                     LANES1,
                 )  # fmt: skip
-            if TERMS > 1:  # noqa: SIM102 (a constant by itself)
+            if TERMS > 1:  # noqa: SIM102 (Triton drops a branch only on a constant alone)
                 if (phase >= 2) & (phase < 4 + V2):  # by the other programs first, which have less to do
                     _phase(
                         phase - 2, programs - 1 - program, programs, order2, groups2, weights2, before2, rows, sums,
                         entries2, bounds2, neighbours2, lattice2, spare2, copies2, points2, many2, size2, BEFORE2,
                         False, V2, S, C, BLOCK, LANES2,
                     )  # fmt: skip
-            met += programs
-            _meet(arrivals, met)
+            expected += programs
+            _meet(arrivals, expected)
         if made + 1 < updates:
             for tile in range(program, images * tiles, programs):
                 _read(
@@ -87,8 +87,8 @@ def update(
                     logits, rows, points, channels,
                     TERMS, V1, V2, AFTER1, AFTER2, SHARED1, SHARED2, "planes", "softmax", False, S, C, BLOCK,
                 )  # fmt: skip
-            met += programs
-            _meet(arrivals, met)
+            expected += programs
+            _meet(arrivals, expected)
 
 
 @triton.jit

@@ -14,10 +14,20 @@ from torch import Tensor
 from piecewise_training.crf import _triton_kernels as kernels
 from piecewise_training.crf._triton_build import Plan, programs_for
 
-_PROGRAMS = 8  # on each multiprocessor, of a kernel whose programs meet: of 128 threads with 64 registers each
-_FEWER = 6  # of the kernel that makes all updates, with 80 registers each
+_PROGRAMS = 8  # of 128 threads, on each multiprocessor, of a kernel whose programs meet; they share its registers
+_FOR_UPDATES = 6  # of the one that makes all updates, which wants more registers
+_REGISTERS = 512  # of each multiprocessor for each of 128 threads; a program gets them in eights
 
 Result = Literal["sum", "softmax", "log_softmax", "inverse", "inverse_root"]
+
+
+class Term(NamedTuple):
+    """What an update needs of a term: its lattices, its factors, and what each channel's message is multiplied by."""
+
+    plan: Plan
+    before: Tensor | None
+    after: Tensor | None
+    mixture: Tensor
 
 
 class Pass:
@@ -79,38 +89,31 @@ class Pass:
         self._turn += 1
 
 
-class Way(NamedTuple):
-    """What `update` needs of a term: its lattices, factors before and after, and a gain of each channel."""
-
-    plan: Plan
-    before: Float[Tensor, " p"] | None
-    after: Float[Tensor, " p"] | None
-    gain: Float[Tensor, " s"]
-
-
-def update(
-    ways: Sequence[Way], logits: Float[Tensor, "b k n"], rows: Float[Tensor, "p s"], updates: int
+def all_updates(
+    terms: Sequence[Term], logits: Float[Tensor, "b k n"], rows: Float[Tensor, "p s"], updates: int
 ) -> list[Message]:
-    """Spreads the marginals in `rows` over one or two terms' lattices and replaces them, up to the last time.
+    """Makes all updates of the marginals in one launch, but for what the points read in the last.
+
+    The messages are added in another order than term by term: the last bits may differ.
 
     Args:
-        ways: of the terms.
+        terms: one or two, whose mixtures are padded gains of each channel.
         logits: what the messages are added to.
-        rows: the marginals; of these those before the last update are left.
+        rows: the marginals; overwritten by those before the last update.
         updates: at least one.
 
     Returns:
         The last update's messages, still to be read.
     """
     (batch, classes, points), (_, width), tile = logits.shape, rows.shape, tile_of(rows.shape[1])
-    ways = sorted(ways, key=lambda way: -way.plan.axes)  # that of more phases begins
+    terms = sorted(terms, key=lambda term: -term.plan.axes)  # that of more phases begins
     messages: list[Message] = []
     operands: list[Any] = []
-    flags: dict[str, Any] = {"TERMS": len(ways)}
+    flags: dict[str, Any] = {"TERMS": len(terms)}
     tiles, sums = batch * programs_for(points, tile["BLOCK"]), 0
     for place in range(2):
-        if place < len(ways):  # else what is there stands for what is not
-            plan, before, after, gain = ways[place]
+        if place < len(terms):  # one term's own operands fill the second's places, which the kernel leaves alone
+            plan, before, after, gain = terms[place]
             copies, groups, size = batch // len(plan), len(plan.groups) - 1, len(plan.bounds) - 1
             lattice, spare = (rows.new_empty(copies, size, width) for _ in range(2))
             messages.append(Message(plan, spare if plan.axes % 2 else lattice, after, gain))
@@ -124,8 +127,8 @@ def update(
         ]  # fmt: skip
         flags |= {f"BEFORE{place + 1}": before is not None, f"AFTER{place + 1}": after is not None}
         flags |= {f"SHARED{place + 1}": len(plan) == 1, f"V{place + 1}": plan.axes, f"LANES{place + 1}": lanes}
-    how = how_to_launch(rows.device, _FEWER)
-    kernels.update[(min(tiles, how.programs),)](
+    how = how_to_launch(rows.device, _FOR_UPDATES)
+    kernels.all_updates[(min(tiles, how.programs),)](
         *operands, logits, rows, rows.new_empty(sums, width), rows.new_zeros(1, dtype=torch.int32), points, classes,
         batch, updates, S=width, **flags, **tile, **how.options,
     )  # fmt: skip
@@ -152,19 +155,19 @@ class How(NamedTuple):
 
 
 @cache
-def how_to_launch(device: torch.device, programs: int = _PROGRAMS) -> How:
+def how_to_launch(device: torch.device, on_each: int = _PROGRAMS) -> How:
     """Programs can only wait for each other where they are sure to run at the same time: in a cooperative launch.
 
     Args:
         device: where.
-        programs: on each multiprocessor, which share its registers.
+        on_each: programs on each multiprocessor.
     """
     if device.type == "cpu":
         return How(1, True, {})
-    count = programs * torch.cuda.get_device_properties(device).multi_processor_count
+    count = on_each * torch.cuda.get_device_properties(device).multi_processor_count
     if torch.version.cuda is None or not _cooperates():
         return How(count, False, {})
-    return How(count, True, {"launch_cooperative_grid": True, "maxnreg": 512 // programs // 8 * 8})
+    return How(count, True, {"launch_cooperative_grid": True, "maxnreg": _REGISTERS // on_each // 8 * 8})
 
 
 def _cooperates() -> bool:

@@ -145,19 +145,22 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
 def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:
     numbers = [value for value in values if not isinstance(value, Tensor)]
     if len(numbers) == len(values):
-        return _constants(tuple(numbers), like.dtype, like.device)
+        return _constants(tuple(float(number) for number in numbers), like.dtype, like.device)
     return torch.stack([torch.as_tensor(value, dtype=like.dtype, device=like.device) for value in values])
 
 
 @lru_cache(maxsize=64)
 def _places(count: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, " n"]:
-    """0, 1, 2 and so on, kept for the next image."""
+    """0, 1, 2 and so on, kept for the next image; to be read only."""
     with torch.inference_mode(False):
         return torch.arange(count, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers on a device, kept for the next call: a copy to a GPU waits for all that it has to do."""
+    """Numbers on a device, kept for the next call: a copy from the CPU waits until the GPU has done all before it.
+
+    To be read only.
+    """
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
