@@ -25,7 +25,7 @@ import measuring
 from piecewise_training.cli import build_parser
 from piecewise_training.config import InferenceConfig
 from piecewise_training.crf import DenseCRF, dense_crf
-from piecewise_training.dataset import build_datasets, normalise, val_loader
+from piecewise_training.dataset import build_datasets, normalise, val_loader, void_is_border
 from piecewise_training.inference import evaluate
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
@@ -103,7 +103,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
 
     def add(unary: str | None, crf: str, model: PiecewiseTrainedModel, how: InferenceConfig) -> None:
-        outcome = evaluate(model, batches, how=how)
+        outcome = evaluate(model, batches, how=how, void_is_border=void_is_border(settings.data))
         assert outcome.crf is not None
         for name, result in ((unary, outcome.unary), (crf, outcome.crf)):
             if name is not None:

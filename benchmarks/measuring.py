@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def surroundings() -> dict[str, Any]:
     return {
         "machine": {"processor": processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
         "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "command": f"python {' '.join(sys.argv)}",
+        "command": shlex.join(["python", *sys.argv]),
         "commit": subprocess.getoutput("git rev-parse HEAD"),
         "date": date.today().isoformat(),
     }

@@ -262,6 +262,7 @@ def context_ablation(report: Report) -> str:
             "per cent. The rows from the dense CRF on have the very same network.",
             markdown(["", *MEASURES, "min"], cells),
             origin(report),
+            f"The configuration:\n\n```yaml\n{yaml.safe_dump(report['settings'], sort_keys=False).strip()}\n```",
         ]
     )
 

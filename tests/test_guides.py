@@ -49,7 +49,15 @@ def run(page: Path, names: dict[str, Any]) -> None:
     exec(compile(code, page.name, "exec"), names)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+CODE = [
+    # It exports a model, which takes half a minute.
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "export" else [])
+    for page in PAGES
+    if blocks(page, "python")
+]
+
+
+@pytest.mark.parametrize("page", CODE)
 def test_code_runs(page: Path) -> None:
     run(page, {"__name__": page.stem})
 

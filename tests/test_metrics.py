@@ -105,7 +105,7 @@ def test_border_scores_of_bytes() -> None:
     assert narrow.compute() == wide.compute()
 
 
-def brute_band(labels: np.ndarray, width: int) -> np.ndarray:
+def brute_band(labels: np.ndarray, width: int, void_is_border: bool = False) -> np.ndarray:
     height, breadth = labels.shape
     band = np.zeros(labels.shape, bool)
     for y in range(height):
@@ -113,16 +113,17 @@ def brute_band(labels: np.ndarray, width: int) -> np.ndarray:
             if labels[y, x] == VOID:
                 continue
             window = labels[max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1]
-            band[y, x] = bool(((window != labels[y, x]) & (window != VOID)).any())
+            band[y, x] = bool(((window != labels[y, x]) & (void_is_border | (window != VOID))).any())
     return band
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), width=st.integers(1, 4), classes=st.integers(2, 4))
-def test_band_is_the_brute_force_one(seed: int, width: int, classes: int) -> None:
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 4), classes=st.integers(2, 4), void_is_border=st.booleans())
+def test_band_is_the_brute_force_one(seed: int, width: int, classes: int, void_is_border: bool) -> None:
     _, truth = maps(seed, classes, (1, 8, 10))
     truth = truth.repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :17, :]
-    np.testing.assert_array_equal(border_band(truth, width)[0].numpy(), brute_band(truth[0].numpy(), width))
+    found = border_band(truth, width, void_is_border=void_is_border)
+    np.testing.assert_array_equal(found[0].numpy(), brute_band(truth[0].numpy(), width, void_is_border))
 
 
 def test_border_scores_are_the_brute_force_ones() -> None:
@@ -153,6 +154,22 @@ def test_border_scores_are_the_brute_force_ones() -> None:
     for band, matrix in trimap.items():
         iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
         assert ours[f"trimap_{band}"] == pytest.approx(iou.mean())
+
+
+def test_borders_under_strips_of_void() -> None:
+    """As in PASCAL VOC, whose trimaps are bands along the strips; without them there is nothing near a border."""
+    truth = torch.tensor([4 * [0] + 5 * [VOID] + 4 * [1]])[None]
+    found = torch.tensor([3 * [0] + 6 * [1] + 4 * [1]])[None]
+    metrics, strict = (BorderMetrics(2, 1, bands=(1, 2, 8), void_is_border=how) for how in (True, False))
+    for own in (metrics, strict):
+        own.update(found, truth)
+    scores = metrics.compute()
+    assert scores["boundary_iou"] == pytest.approx((0 + 1 / 2) / 2)
+    assert scores["trimap_1"] == pytest.approx((0 + 1 / 2) / 2)
+    assert scores["trimap_2"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores["trimap_8"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    near = {"boundary_iou": 0, "trimap_1": math.nan, "trimap_2": math.nan, "trimap_8": (2 / 3 + 3 / 4) / 2}
+    assert strict.compute() == pytest.approx(near, nan_ok=True)
 
 
 def test_boundary_in_pixels() -> None:

@@ -40,6 +40,8 @@ class DataConfig:
         flip: Probability of a horizontal flip.
         jitter: Largest relative change of brightness, contrast and saturation.
         batch_size: Training crops in a batch.
+        void_is_border: Whether border measures take void for a border, as they should where a strip of it covers every
+            border; null means for voc2012 and voc2012_aug.
         crf_images: What stages with the CRF see: images as they are or mirrored, since those of another scale or other
             colours are not what its bandwidths are for, "whole" and one at a time in stage 2, crops of them in stage 3;
             or in both the augmented "crops" of stage 1.
@@ -65,6 +67,7 @@ class DataConfig:
     flip: float = 0.5
     jitter: float = 0.3
     batch_size: int = 8
+    void_is_border: bool | None = None
     crf_images: CRFImages = "whole"
     workers: int = 2
 

@@ -115,14 +115,17 @@ class BorderMetrics(torchmetrics.Metric):
 
     Boundary IoU (Cheng et al., CVPR 2021) compares, for each class, the pixels of its region that lie within a
     distance of the region's edge. The trimap score (Kohli et al., IJCV 2009; Krähenbühl & Koltun, 2011) is mean IoU
-    over the pixels within some distance of a true border. Distance is the larger of the two axes'. Neither the
-    image's edge nor void is a border here, and void pixels count nowhere.
+    over the pixels within some distance of a true border. Distance is the larger of the two axes'. The image's edge is
+    no border, and void pixels count nowhere. Whether void is a border depends on the data: in PASCAL VOC a strip of it
+    covers every border, and the trimaps of Chen et al. (ICLR 2015) are bands along it; elsewhere it is whatever was
+    left unlabelled.
 
     Args:
         num_classes: K.
         boundary: distance for boundary IoU: a share of the image's diagonal, at least one pixel, or an int of pixels.
         bands: distances for the trimap scores, in pixels.
         ignore_index: the label of void.
+        void_is_border: whether a pixel near void is near a border.
 
     Example:
         >>> truth = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
@@ -142,6 +145,7 @@ class BorderMetrics(torchmetrics.Metric):
         boundary: float | int = 0.02,
         bands: tuple[int, ...] = (1, 2, 4, 8, 16),
         ignore_index: int = VOID,
+        void_is_border: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -155,6 +159,7 @@ class BorderMetrics(torchmetrics.Metric):
         self.boundary = boundary
         self.bands = bands
         self.ignore_index = ignore_index
+        self.void_is_border = void_is_border
         zeros = torch.zeros(num_classes, dtype=torch.long)
         self.add_state("intersection", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("union", zeros.clone(), dist_reduce_fx="sum")
@@ -172,14 +177,14 @@ class BorderMetrics(torchmetrics.Metric):
         prediction = prediction.long().where(target != self.ignore_index, self.ignore_index)
         share = not isinstance(self.boundary, int)
         width = max(1, round(self.boundary * math.hypot(*target.shape[1:]))) if share else int(self.boundary)
-        true_edge = border_band(target, width, self.ignore_index)
-        found_edge = border_band(prediction, width, self.ignore_index)
+        how = self.ignore_index, self.void_is_border
+        true_edge, found_edge = border_band(target, width, *how), border_band(prediction, width, *how)
         both = true_edge & found_edge & (prediction == target)
         hits = self._count(target[both])
         self.intersection += hits
         self.union += self._count(target[true_edge]) + self._count(prediction[found_edge]) - hits
         for band in self.bands:
-            near = border_band(target, band, self.ignore_index)
+            near = border_band(target, band, *how)
             flat = target[near] * self.num_classes + prediction[near]
             matrix = getattr(self, f"band_{band}")
             matrix += torch.bincount(flat, minlength=matrix.numel()).reshape(matrix.shape)
@@ -211,17 +216,24 @@ def _check_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
         )
 
 
-def border_band(labels: Int[Tensor, "b h w"], width: int, ignore_index: int = VOID) -> Bool[Tensor, "b h w"]:
-    """The pixels with another class within `width` pixels along both axes; void is no class and never in the band.
+def border_band(
+    labels: Int[Tensor, "b h w"], width: int, ignore_index: int = VOID, void_is_border: bool = False
+) -> Bool[Tensor, "b h w"]:
+    """The pixels with another class, or with void if that is a border, within `width` pixels along both axes.
+
+    Void is never in the band itself.
 
     Example:
         >>> border_band(torch.tensor([[[0, 0, 0, 1, 1, 255]]]), 1)[0, 0]
         tensor([False, False,  True,  True, False, False])
+        >>> border_band(torch.tensor([[[0, 0, 0, 1, 1, 255]]]), 1, void_is_border=True)[0, 0]
+        tensor([False, False,  True,  True,  True, False])
     """
     known = labels != ignore_index
     values = labels.float()[:, None]
     highest = _window_max(values.masked_fill(~known[:, None], -1), width)[:, 0]
-    lowest = -_window_max((-values).masked_fill(~known[:, None], -1e6), width)[:, 0]
+    unseen = 1 if void_is_border else -1e6  # minus the value of void, below all classes or above
+    lowest = -_window_max((-values).masked_fill(~known[:, None], unseen), width)[:, 0]
     return known & (highest != lowest)
 
 

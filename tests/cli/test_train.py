@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from piecewise_training.cli import main
 from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.metrics import border_band
 from piecewise_training.model import PiecewiseTrainedModel
 
 TINY = [
@@ -255,6 +257,27 @@ def test_own_folders(make_pairs: Any, tmp_path: Path) -> None:
     arguments = folder_arguments(make_pairs)
     assert main([*arguments, "--data.class_names", "[x,y,z]", "--output", str(tmp_path / "run")]) == 0
     assert PiecewiseTrainedModel.load(tmp_path / "run").classes.names == ("x", "y", "z")
+
+
+def test_borders_under_void(tmp_path: Path) -> None:
+    """Where a strip of void covers every border, as in PASCAL VOC, nothing is near one, unless void counts as one."""
+    scenes = SyntheticDataset(6, (32, 48))
+    for index in range(6):
+        image, label = scenes.read(index)
+        label[border_band(torch.from_numpy(label)[None].long(), 5)[0].numpy()] = 255
+        for kind, picture in (("images", image), ("labels", label)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / kind / f"{index}.png")
+    folder = ["--data.name", "folder", "--data.root", str(tmp_path), "--data.num_classes", "7"]
+    plain = ["--data.image_size", "null", "--data.train_scenes", "320", "--data.val_scenes", "64"]
+    options = [*TINY, *plain, *folder, "--training.strategy", "independent", "--data.void_is_border", "true"]
+    run, strict = tmp_path / "run", tmp_path / "strict"
+    assert main(["train", *options, "--output", str(run)]) == 0
+    arguments = ["--model", str(run), "--output", str(strict), "--device", "cpu", "--data.void_is_border", "false"]
+    assert main(["evaluate", *arguments]) == 0
+    for output, empty in ((run, False), (strict, True)):
+        with (output / "metrics_summary.csv").open() as file:
+            assert {math.isnan(float(row["trimap 4 px"])) for row in csv.DictReader(file)} == {empty}
 
 
 def test_faults_of_own_folders(make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def run(
     from rich.console import Console
 
     from piecewise_training.cli.results import print_summary, write_results
-    from piecewise_training.dataset import build_datasets, val_loader, whole_folder
+    from piecewise_training.dataset import build_datasets, val_loader, void_is_border, whole_folder
     from piecewise_training.inference import evaluate
     from piecewise_training.model import PiecewiseTrainedModel
     from piecewise_training.trainer import best_device
@@ -55,7 +55,8 @@ def run(
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
     console = Console()
     console.print(f"{len(val_set)} images of {len(network.classes)} classes", highlight=False)
-    outcome = evaluate(network, val_loader(val_set, data), best_device(device), inference)
+    batches = val_loader(val_set, data)
+    outcome = evaluate(network, batches, best_device(device), inference, void_is_border(data))
     results = {"unary alone": outcome.unary}
     if outcome.context is not None:
         results["+ context"] = outcome.context

@@ -72,9 +72,9 @@ def _context(config: ContextConfig) -> dict[str, Any]:
     return {"relations": relations, "iterations": config.iterations, "residual": config.residual}
 
 
-def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any) -> dict[str, Result]:
+def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any, void_is_border: bool) -> dict[str, Result]:
     """The rows of the final table that a stage adds."""
-    outcome = evaluate(trainer.model, batches, trainer.device)
+    outcome = evaluate(trainer.model, batches, trainer.device, void_is_border=void_is_border)
     assert outcome.crf is not None  # a trained model always has one
     context = {} if outcome.context is None else {"+ context": outcome.context}
     if stage == "stage1":

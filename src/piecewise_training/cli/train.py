@@ -75,7 +75,14 @@ def run(
     from rich.console import Console
 
     from piecewise_training.cli import results as tables
-    from piecewise_training.dataset import build_datasets, crf_loader, joint_loader, train_loader, val_loader
+    from piecewise_training.dataset import (
+        build_datasets,
+        crf_loader,
+        joint_loader,
+        train_loader,
+        val_loader,
+        void_is_border,
+    )
     from piecewise_training.inference import evaluate
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
@@ -101,7 +108,8 @@ def run(
     start_values = tables.crf_values(network)
     if model.start_from and stages[0].name != "stage1":
         if group.first:
-            results["unary alone"] = evaluate(network, val_batches, trainer.device).unary
+            outcome = evaluate(network, val_batches, trainer.device, void_is_border=void_is_border(data))
+            results["unary alone"] = outcome.unary
         group.wait()
     for stage in stages:
         plural = "s" if stage.epochs > 1 else ""
@@ -112,7 +120,7 @@ def run(
         console.print(f"validation mIoU {100 * trainer.best_miou:.1f} % after {minutes:.1f} min", highlight=False)
         titles[stage.name] = stage.title
         if group.first:
-            results |= tables.evaluate_stage(trainer, stage.name, val_batches)
+            results |= tables.evaluate_stage(trainer, stage.name, val_batches, void_is_border(data))
         group.wait()
     if not group.first:
         return

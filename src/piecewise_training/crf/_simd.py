@@ -96,7 +96,6 @@ maximum = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">
 minimum = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 # 1 in the lanes where a < b, 0 in the others
 less = _lanewise(lambda builder, a, b: builder.uitofp(builder.fcmp_ordered("<", a, b), a.type))
-# 1 in the lanes where a and b differ or either is NaN, 0 in the others
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, vector: Vector) -> Any:

@@ -7,6 +7,7 @@ from piecewise_training.dataset.build import (
     joint_loader,
     train_loader,
     val_loader,
+    void_is_border,
     whole_folder,
 )
 from piecewise_training.dataset.camvid import camvid_dataset
@@ -40,5 +41,6 @@ __all__ = [
     "train_loader",
     "val_loader",
     "voc2012_dataset",
+    "void_is_border",
     "whole_folder",
 ]

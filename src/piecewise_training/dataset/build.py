@@ -92,6 +92,18 @@ def val_loader(dataset: Dataset[Any], config: DataConfig) -> DataLoader[Any]:
     return DataLoader(dataset, 1, num_workers=config.workers, persistent_workers=config.workers > 0)
 
 
+def void_is_border(config: DataConfig) -> bool:
+    """Whether border measures of the data take void for a border; see `BorderMetrics`.
+
+    Example:
+        >>> void_is_border(DataConfig(name="voc2012")), void_is_border(DataConfig(name="camvid"))
+        (True, False)
+    """
+    if config.void_is_border is None:
+        return config.name in ("voc2012", "voc2012_aug")
+    return config.void_is_border
+
+
 def _crop(train: AnyDataset, config: DataConfig) -> tuple[int, int]:
     """Height and width of training crops."""
     height, width = config.crop or train.image_size or train.read(0)[1].shape[:2]

@@ -46,10 +46,10 @@ class Evaluation:
 
 
 class _Tally:
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, void_is_border: bool) -> None:
         # Of the images given to this process, also while others train with it.
         self.metrics = SegmentationMetrics(num_classes, sync_on_compute=False).to(device)
-        self.borders = BorderMetrics(num_classes, sync_on_compute=False).to(device)
+        self.borders = BorderMetrics(num_classes, void_is_border=void_is_border, sync_on_compute=False).to(device)
         self.seconds = 0.0
         self.images: list[float] = []
 
@@ -82,6 +82,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str | torch.device = "cpu",
     how: InferenceConfig = _PLAIN,
+    void_is_border: bool = False,
 ) -> Evaluation:
     """Scores a model on a set of images with labels, before and after its CRFs.
 
@@ -90,6 +91,7 @@ def evaluate(
         batches: images (B, 3, H, W), normalised as ImageNet, and labels (B, H, W), 255 for void.
         device: where to compute.
         how: windows, scales and mirror images over which to average.
+        void_is_border: whether border measures take void for a border, as they should for PASCAL VOC.
 
     Raises:
         ValueError: there is no batch, a label is neither a class nor void, or a number is out of its range.
@@ -97,7 +99,7 @@ def evaluate(
     check(how)
     device = torch.device(device)
     model.to(device).eval()
-    unary, context, crf = (_Tally(model.num_classes, device) for _ in range(3))
+    unary, context, crf = (_Tally(model.num_classes, device, void_is_border) for _ in range(3))
     with torch.inference_mode():  # not around the model's move: its parameters could not be trained afterwards
         for image, target in batches:
             if not unary.images:  # what is compiled or looked up once is not the time of an image

@@ -22,8 +22,8 @@ class TimmSegmenter(nn.Module):
     """A timm backbone at output stride 8, 16 or 32 with a DeepLabV3+ style decoder; scores come at stride 4.
 
     A backbone's maps lie on the image without a shift only where its sides are multiples of the output stride: paddings
-    differ with the parity of a map's sides. On CamVid (360 rows) that cost a point of mIoU, and five at 450 rows. A
-    `PiecewiseTrainedModel` therefore continues an image to the next `multiple`.
+    differ with the parity of a map's sides. A `PiecewiseTrainedModel` therefore continues an image to the next
+    `multiple`.
 
     Args:
         backbone: timm's name, such as "tf_efficientnet_lite0" or "resnet50"; it must give feature maps.
