@@ -216,6 +216,19 @@ def test_arrays_and_single_images() -> None:
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, expected[0].numpy())
     assert dense_crf(scores.numpy().astype(np.float64), image.numpy()).dtype == np.float64
+    weight = torch.tensor(3.0, requires_grad=True)
+    np.testing.assert_array_equal(dense_crf(scores.numpy(), image, pos_w=weight), expected.numpy())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_numbers_and_costs_as_arrays(classes: int) -> None:
+    scores, image = scene(6, 7, classes)
+    costs = torch.rand(classes, classes)
+    expected = dense_crf(scores, image, pos_w=2.0, compatibility=(costs, costs.diagonal()))
+    found = dense_crf(scores, image, pos_w=np.array(2.0), compatibility=(costs.numpy(), costs.diagonal().numpy()))  # type: ignore[arg-type]
+    assert torch.equal(found, expected)
+    found = dense_crf(scores, image, compatibility=costs.numpy())
+    assert torch.equal(found, dense_crf(scores, image, compatibility=costs))
 
 
 def test_probabilities() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -141,6 +144,26 @@ def test_shapes_that_do_not_fit(features: torch.Tensor, values: torch.Tensor) ->
 def test_dtypes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="must share dtype and device; got torch.float32 on cpu and torch.float64"):
         gaussian_filter(torch.zeros(2, 5), torch.zeros(3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("images", "values", "expected"),
+    [
+        (1, torch.ones(1, 1, 3000), "(B, C, 10)"),
+        (1, torch.ones(1, 2, 4), "(B, C, 10)"),
+        (1, torch.ones(2, 10), "(B, C, 10)"),
+        (1, torch.ones(1, 0, 10), "(B, C, 10)"),
+        (1, torch.ones(1, 2, 10).double(), "(B, C, 10)"),
+        (2, torch.ones(1, 2, 10), "(2, C, 10)"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference", "exact"])
+def test_values_that_do_not_fit_the_kernel(images: int, values: torch.Tensor, expected: str, backend: Any) -> None:
+    kernel = GaussianKernel(torch.rand(images, 2, 10), backend=backend)
+    with pytest.raises(
+        ValueError, match=re.escape(f"`values` must be {expected} of torch.float32, as the features are")
+    ):
+        kernel(values)
 
 
 def test_values_that_are_not_finite() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from piecewise_training.crf import PermutohedralLattice
+from piecewise_training.crf import GaussianKernel, PermutohedralLattice
 from piecewise_training.crf.lattice import resolve
 
 
@@ -38,11 +40,29 @@ def test_wrong_features(features: torch.Tensor) -> None:
         PermutohedralLattice.build(features)
 
 
+@pytest.mark.parametrize(
+    "bandwidths", [torch.tensor([1.0, 0.0]), torch.tensor([-1e-30, 1.0]), torch.tensor([1, torch.nan])]
+)
+@pytest.mark.parametrize("backend", ["auto", "reference", "exact"])
+def test_bandwidths_that_are_not_above_0(bandwidths: torch.Tensor, backend: Any) -> None:
+    with pytest.raises(ValueError, match=r"`bandwidths` must be above 0; got \["):
+        GaussianKernel(torch.rand(1, 2, 3), bandwidths, backend)
+    with pytest.raises(ValueError, match=r"`bandwidths` must be above 0; got \["):
+        PermutohedralLattice.build(torch.rand(1, 2, 3), bandwidths)
+
+
+def test_too_few_bandwidths() -> None:
+    with pytest.raises(ValueError, match=r"`bandwidths` must be \(2,\), one for each feature; got \(1,\) float32"):
+        PermutohedralLattice.build(torch.rand(1, 2, 3), torch.ones(1))
+
+
 def test_features_that_are_not_finite() -> None:
     features = torch.zeros(1, 2, 3)
     features[0, 0, 1] = torch.nan
     with pytest.raises(ValueError, match="`features` must be finite; 1 of 6 values are NaN or infinite"):
         PermutohedralLattice.build(features)
+    with pytest.raises(ValueError, match="`features` must be finite; 1 of 6 values are NaN or infinite"):
+        GaussianKernel(features, backend="exact")
 
 
 def test_one_lattice_an_image() -> None:

@@ -174,6 +174,13 @@ def test_runs_in_single_precision_under_autocast() -> None:
         ({"bilateral_xy_std": float("nan")}, "`bilateral_xy_std` must be a finite number above 0; got nan"),
         ({"compatibility": "full"}, r"`compatibility` must be potts, class, matrix; got 'full' \(str\)"),
         ({"kernels": [Kernel()]}, "A kernel needs the bandwidth of something: `xy_std`, `rgb_std` or `feature_stds`"),
+        (
+            {"kernels": [Kernel(xy_std=3, feature_stds={"xy": 5.0})]},
+            "`feature_stds` must not have 'xy', whose bandwidth",
+        ),
+        ({"normalization": "both"}, r"`normalization` must be none, before, after, symmetric; got 'both' \(str\)"),
+        ({"spatial": "fast"}, "`spatial` must be lattice, exact; got 'fast'"),
+        ({"backend": "cuda"}, "`backend` must be auto, numba, triton, reference, exact; got 'cuda'"),
         ({"kernels": [{"xy_std": -1.0}]}, "`pos_xy_std` must be a finite number above 0; got -1.0"),
     ],
 )

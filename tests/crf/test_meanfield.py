@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,29 @@ def test_watched_kernels_do_what_the_reference_does(options: dict[str, float], l
     assert ("tolerance" in options) == (len(found[0][1]) < 10)
 
 
-def test_watched_bits_do_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("options", [{"tolerance": 0.01}, {"damping": 0.3}])
+def test_nothing_to_watch(options: dict[str, float]) -> None:
+    """No update leaves the softmax, whatever lies in memory."""
+    scores, image = scene(12, 14, 3)
+    course = Convergence()
+    dense_crf(scores, image, convergence=Convergence())
+    used = [np.full(scores.numel(), 1e3, np.float32) for _ in range(20)]
+    del used
+    found = dense_crf(100 * scores, image, iterations=0, convergence=course, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, (100 * scores).log_softmax(1), rtol=1e-4, atol=1e-4)
+    assert course.change == []
+    assert len(course.divergence) == 1
+
+
+def test_logarithms_of_what_is_unlikely_are_exact_when_damped() -> None:
+    scores, image = scene(12, 14, 3)
+    found, expected = (dense_crf(100 * scores, image, damping=0.5, backend=b) for b in ("auto", "reference"))
+    assert float(expected.min()) < -200
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("logarithm", [True, False])
+def test_watched_bits_do_not_depend_on_the_number_of_threads(logarithm: bool) -> None:
     scores, image = scene(300, 200, 3)
     threads = torch.get_num_threads()
     found = []
@@ -130,7 +153,7 @@ def test_watched_bits_do_not_depend_on_the_number_of_threads() -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             course = Convergence()
-            q = dense_crf(scores, image, damping=0.2, convergence=course)
+            q = dense_crf(scores, image, damping=0.2, convergence=course, logarithm=logarithm)
             found.append([q, *course.change, *course.divergence])
     finally:
         torch.set_num_threads(threads)
@@ -217,6 +240,14 @@ KERNEL = GaussianKernel(torch.zeros(1, 1, 4), backend="exact")
             [PairwiseTerm(KERNEL), PairwiseTerm(KERNEL, 1.0, torch.zeros(3))],
             {},
             r"The compatibility of `terms\[1\]` must be \(2,\) or \(2, 2\); got \(3,\) float32",
+        ),
+        (GOOD, [PairwiseTerm(KERNEL, math.nan)], {}, r"`terms\[0\].weight` must be a finite number; got nan"),
+        (GOOD, [PairwiseTerm(KERNEL, torch.ones(2))], {}, r"`terms\[0\].weight` must be a number or a tensor without"),
+        (
+            GOOD,
+            [PairwiseTerm(KERNEL), PairwiseTerm(KERNEL, 1.0, torch.tensor([1.0, torch.inf]))],
+            {},
+            r"`terms\[1\].compatibility` must be finite; 1 of 2 values",
         ),
     ],
 )

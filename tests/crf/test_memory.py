@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from piecewise_training.crf import _memory, dense, dense_crf
+from piecewise_training.crf import DenseCRF, _memory, dense_crf
+from piecewise_training.pydensecrf.densecrf import DenseCRF2D
 
 
 def test_there_is_some() -> None:
@@ -35,10 +37,26 @@ def test_a_huge_image_says_what_it_needs() -> None:
     image = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(8, 3, 12_000, 12_000)
     with pytest.raises(MemoryError, match=r"Refining 8 x 12000 x 12000 pixels of 2 classes needs about \d+\.\d GB of"):
         dense_crf(scores, image)
+    with pytest.raises(MemoryError, match=r"Refining 8 x 12000 x 12000 pixels of 2 classes needs about \d+\.\d GB of"):
+        DenseCRF(2)(scores, image)
+
+
+def test_pydensecrfs_interface_says_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    crf = DenseCRF2D(1300, 1300, 2)
+    crf.addPairwiseBilateral(80, 13, np.zeros((1300, 1300, 3), np.uint8), 10)
+    monkeypatch.setattr(_memory, "available", lambda: 1)
+    with pytest.raises(
+        MemoryError, match=r"Refining 1 x 1300 x 1300 pixels of 2 classes needs about 0\.\d GB of memory"
+    ):
+        crf.inference(1)
+
+
+def test_double_precision_needs_twice_as_much() -> None:
+    assert _memory.of_refinement(1, 10, 3, (2, 5), 8) == 2 * _memory.of_refinement(1, 10, 3, (2, 5))
 
 
 def test_a_batch_needs_the_work_of_one_image() -> None:
     """200 bytes a pixel were measured with 2 classes; of a batch only lattices and results are there all at once."""
-    one, eight = (dense._bytes_needed(images, 1000, 2, 3) for images in (1, 8))
+    one, eight = (_memory.of_refinement(images, 1000, 2, (2, 5)) for images in (1, 8))
     assert 200_000 <= one <= 230_000
     assert eight < 4 * one

@@ -81,6 +81,28 @@ def test_kept_for_the_next_image_unless_it_is_huge(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(third(values), first(values))
 
 
+def test_bandwidths_that_are_not_above_0() -> None:
+    for spatial in ("lattice", "exact"):
+        with pytest.raises(ValueError, match=r"`bandwidths` must be above 0; got \[0.0, 0.0\]"):
+            spatial_kernel(2, 3, 0.0, like=LIKE, spatial=spatial)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`bandwidths` must be above 0; got \[80.0, 80.0, -1"):
+        bilateral_kernel(torch.zeros(1, 1, 2, 3), 80.0, -1e-30, like=LIKE)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+def test_a_bandwidth_for_each_channel_of_any_kind(kind: Any) -> None:
+    image, values = torch.randint(0, 256, (1, 3, 2, 4)), torch.randn(1, 2, 8)
+    found, expected = (bilateral_kernel(image, 3.0, n, like=values)(values) for n in (kind([9.0, 8.0, 7.0]), [9, 8, 7]))
+    assert torch.equal(found, expected)
+
+
+def test_images_and_bandwidths_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"`image` must be \(B, C, H, W\); got \(3, 2, 4\) float32"):
+        bilateral_kernel(torch.zeros(3, 2, 4), 3.0, 9.0, like=LIKE)
+    with pytest.raises(ValueError, match="`rgb_std` must be a number, or 3 for as many channels; got 1"):
+        bilateral_kernel(torch.zeros(1, 3, 2, 4), None, [1.0], like=LIKE)
+
+
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="`spatial` must be lattice or exact; got 'fast'"):
         spatial_kernel(2, 2, 1.0, like=LIKE, spatial="fast")  # type: ignore[arg-type]

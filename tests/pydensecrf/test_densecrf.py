@@ -254,8 +254,46 @@ def test_gradients_are_differences() -> None:
     assert np.abs(found.kernel).max() > 0
 
 
+def reuse_buffers(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
+    image, probabilities = picture(12, 15, 3)
+    unary = utils.unary_from_softmax(probabilities)
+    features = utils.create_pairwise_bilateral((20, 20), (13, 13, 13), image, chdim=2)
+    d = dcrf.DenseCRF(180, 3)
+    d.setUnaryEnergy(unary)
+    d.addPairwiseEnergy(features, 3)
+    unary[:] = 0
+    features[:] = 0
+    return np.array(d.inference(3))
+
+
+def test_buffers_may_be_used_again() -> None:
+    both(reuse_buffers)
+
+
+@pytest.mark.parametrize("factors", [(-1.0, 2.0), (0.0, 1.0), (-0.5, 0.0)])
+def test_kernel_parameters_of_any_sign(factors: tuple[float, float]) -> None:
+    """What features are multiplied by may be 0, and its sign does not matter to a Gaussian."""
+    rng = np.random.default_rng(0)
+    features, unary = rng.normal(size=(2, 40)).astype(np.float32), rng.normal(size=(2, 40)).astype(np.float32)
+    found = []
+    for own in (features, features * np.float32(factors)[:, None]):
+        d = ours.DenseCRF(40, 2)
+        d.setUnaryEnergy(unary)
+        d.addPairwiseEnergy(own, 3)
+        if own is features:
+            d.setKernelParameters(np.float32(factors))
+        found.append(d.inference(5))
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
 def crf() -> Any:
     return ours.DenseCRF2D(5, 4, 3)
+
+
+def with_energy() -> Any:
+    found = crf()
+    found.addPairwiseGaussian(3, 3)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -281,6 +319,8 @@ def crf() -> Any:
             r"`rgbim` must be \(4, 5, C\), \(H, W, C\); got \(5, 4, 3\)",
         ),
         (lambda: crf().stepInference(np.zeros((2, 20))), r"`Q` must be \(3, 20\), \(K, N\); got \(2, 20\)"),
+        (lambda: crf().stepInference(np.full((3, 20), np.nan)), "`Q` must be finite; 60 of 60"),
+        (lambda: with_energy().setLabelCompatibilityParameters([np.nan]), "`v` must be finite; 1 of 1"),
         (lambda: crf().setKernelParameters(np.zeros(3)), "`v` must have 0 parameters; got 3"),
         (lambda: crf().setLabelCompatibilityParameters([1]), "`v` must have 0 parameters; got 1"),
     ],

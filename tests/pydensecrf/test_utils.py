@@ -63,6 +63,8 @@ def test_old_names_say_so(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: ours.unary_from_labels(np.array([-1]), 2, 0.5), "they reach from -1 to -1"),
         (lambda: ours.unary_from_labels(np.array([2]), 2, 0.5, zero_unsure=False), "must be from 0 to 1"),
         (lambda: ours.unary_from_softmax(SOFTMAX, scale=2), "`scale` must be above 0 and at most 1; got 2"),
+        (lambda: ours.create_pairwise_gaussian((0, 3), (2, 2)), r"`sdims` must be above 0; got \(0, 3\)"),
+        (lambda: ours.create_pairwise_bilateral((1, 2), -3, IMAGE), "`schan` must be above 0; got -3"),
         (lambda: ours.create_pairwise_gaussian((1, 2), (3, 4, 5)), "a bandwidth for each of the 3 axes; got 2"),
         (lambda: ours.create_pairwise_bilateral((1, 2, 3), (1, 2), IMAGE), "each of the 1 channels; got 2. chdim=-1"),
     ],

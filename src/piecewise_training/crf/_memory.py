@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _LITTLE = 1 << 28  # bytes that are there as a rule: to look takes as long as to refine a small image
@@ -14,6 +15,22 @@ def available() -> int | None:
     """Bytes that can still be had, by the system and by the limit of a container; None where nothing tells."""
     found = [value for value in (_of_system(), _of_container()) if value is not None]
     return min(found) if found else None
+
+
+def of_refinement(images: int, pixels: int, classes: int, features: Sequence[int], number: int = 4) -> int:
+    """Bytes that the CPU's kernels need: for all images of a batch their lattices, and for one its work.
+
+    Args:
+        images: of the batch.
+        pixels: of an image.
+        classes: K.
+        features: how many each kernel has.
+        number: bytes of one.
+    """
+    vertices = sum(d + 1 for d in features)  # around a pixel, in the lattices of all kernels
+    lasting = 4 * (max(features, default=0) + vertices + classes)
+    working = 8 * vertices + 40 + 6 * 8 * -(-classes // 8)  # with a margin for lattices that have many vertices
+    return pixels * (images * lasting + working) * number // 4
 
 
 def require(needed: float, what: str) -> None:

@@ -161,7 +161,10 @@ class MeanField:
         lent: Workspace,
         run: Run,
     ) -> Course:
-        """Fills in the marginals (K, N) after updates that are watched; arguments as for `infer`."""
+        """Fills in the marginals (K, N) after updates that are watched; arguments as for `infer`.
+
+        Their logarithms only without damping.
+        """
         work = Buffers.of(self, lent)
         base, logarithms = (space.empty(len(self.layout.order) * self.channels) for _ in range(2))
         kept = np.zeros(base.size, np.float32)
@@ -197,14 +200,12 @@ class MeanField:
             course.change.append(max(change for _, change in found))
             if how.tolerance and course.change[-1] <= how.tolerance:
                 break
-        if not how.damping:  # the last update again, since probabilities that are nearly 0 have exact logarithms
-            run(lambda part: work_on(part, kernels.FINISH_LOG), self.parts)
+        if logarithm:  # the last update again, since probabilities that are nearly 0 have exact logarithms
+            run(lambda part: work_on(part, kernels.FINISH_LOG, first=not iterations), self.parts)
         if how.divergence:
             self.filter(work, lattices, run)
             course.divergence.append(sum(divergence for divergence, _ in run(lambda p: work_on(p, None), self.parts)))
-        self.leave(kept if how.damping or not logarithm else logarithms, out, run)
-        if how.damping and logarithm:
-            np.log(out, out=out)
+        self.leave(logarithms if logarithm else kept, out, run)
         return course
 
     def shape_of_lattice(self, term: int) -> tuple[int, int, int]:

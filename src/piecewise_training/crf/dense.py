@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training import checks
-from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import Normalization
 from piecewise_training.crf.lattice import Backend, shared_threads
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, approximate, check_arguments
-from piecewise_training.crf.pixels import Spatial, bilateral_kernel, spatial_kernel
+from piecewise_training.crf.pixels import Spatial, bilateral_kernel, require_memory, spatial_kernel
 
 Array = TypeVar("Array", Tensor, np.ndarray)
-Compatibility = Tensor | Sequence[Tensor | None]
+Compatibility = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 
 _LEAST = 1e-5  # a probability below counts as this, as in pydensecrf's unary_from_softmax
 
@@ -58,7 +57,7 @@ def dense_crf(
         bilateral_rgb_std: bandwidth of the bilateral kernel in grey levels.
         bilateral_w: weight of the bilateral kernel; 0 leaves it out.
         compatibility: costs of labels beside each other, for both kernels one (K, K) or (K,), or one for each of them
-            as (2, K, K) or a sequence; see `PairwiseTerm`. None is Potts.
+            as (2, K, K) or a sequence, tensors or arrays; see `PairwiseTerm`. None is Potts.
         terms: further pairwise terms with kernels over the same pixels; see `bilateral_kernel`.
         iterations: mean-field updates; 0 gives log softmax of the scores.
         from_probs: the scores are probabilities; those below 1e-5 count as 1e-5.
@@ -71,7 +70,7 @@ def dense_crf(
         backend: "auto" takes the lattice's fastest kernels for the device, "exact" the sum over all pairs.
 
     Returns:
-        log Q in the shape, dtype and kind of the scores; of tensors differentiable in every one passed.
+        log Q in the shape, dtype and kind of the scores; for scores in a tensor differentiable in all that is passed.
 
     Raises:
         TypeError: scores or image are neither tensors nor arrays.
@@ -103,14 +102,14 @@ def dense_crf(
         checks.scalar(name, value)
     classes, height, width = logits.shape[1:]
     costs = _for_each_kernel(compatibility, classes)
-    if logits.device.type == "cpu":
-        needed = _bytes_needed(len(logits), height * width, classes, pixels.shape[1])
-        _memory.require(needed, f"Refining {len(logits)} x {height} x {width} pixels of {classes} classes")
+    pos_w, bilateral_w = (w if isinstance(w, Tensor) else float(w) for w in (pos_w, bilateral_w))
+    require_memory(logits, [2, 2 + pixels.shape[1]])
     work = logits if logits.dtype == torch.float64 else logits.float()
     if from_probs:
         work = _log_of_probabilities(work)
     own: list[PairwiseTerm] = []
-    with shared_threads(backend, work.device):
+    learning = torch.is_grad_enabled() and isinstance(scores, Tensor)  # an array has no gradient to hand on
+    with shared_threads(backend, work.device), torch.set_grad_enabled(learning):
         if isinstance(pos_w, Tensor) or pos_w:
             kernel = spatial_kernel(
                 height, width, pos_xy_std, like=work, spatial=spatial, normalization=normalization, backend=backend
@@ -136,30 +135,31 @@ def _tensor(name: str, value: object) -> Tensor:
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
 
 
-def _bytes_needed(images: int, pixels: int, classes: int, channels: int) -> int:
-    """What the CPU's kernels need: for all images of a batch their lattices, and for one its work."""
-    lasting = 4 * (2 + channels) + 4 * (3 + channels) + 12 + 4 * classes
-    vertices = 3 + (3 + channels)  # around a pixel, in the lattices of both kernels
-    working = 8 * vertices + 40 + 6 * 8 * -(-classes // 8)  # with a margin for lattices that have many vertices
-    return pixels * (images * lasting + working)
-
-
 def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple[Tensor | None, Tensor | None]:
     """The costs of the spatial and of the bilateral kernel."""
     shapes = ((classes,), (classes, classes))
     if compatibility is None:
         return None, None
-    if isinstance(compatibility, Tensor) and compatibility.shape in shapes:
-        return compatibility, compatibility
-    stacked = isinstance(compatibility, Tensor) and compatibility.ndim == 3
-    if (stacked or not isinstance(compatibility, Tensor)) and len(compatibility) == 2:
-        first, second = compatibility
-        if all(costs is None or costs.shape in shapes for costs in (first, second)):
+    costs: Tensor | list[Tensor | None]
+    if isinstance(compatibility, Tensor | np.ndarray):
+        costs = _as_tensor(compatibility)
+    else:
+        costs = [None if own is None else _as_tensor(own) for own in compatibility]
+    if isinstance(costs, Tensor) and costs.shape in shapes:
+        return costs, costs
+    stacked = isinstance(costs, Tensor) and costs.ndim == 3
+    if (stacked or not isinstance(costs, Tensor)) and len(costs) == 2:
+        first, second = costs
+        if all(own is None or own.shape in shapes for own in (first, second)):
             return first, second
     raise ValueError(
         f"`compatibility` must be ({classes},), ({classes}, {classes}) or one of these for each of the two kernels; "
         f"got {checks.describe(compatibility)}."
     )
+
+
+def _as_tensor(costs: Tensor | np.ndarray) -> Tensor:
+    return costs if isinstance(costs, Tensor) else torch.from_numpy(costs.copy())
 
 
 def _log_of_probabilities(probabilities: Tensor) -> Tensor:

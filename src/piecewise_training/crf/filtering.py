@@ -38,7 +38,7 @@ class GaussianKernel:
 
     Raises:
         ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or too many bandwidths away to be told
-            apart, or a name is unknown.
+            apart, bandwidths are not (d,) and above 0, or a name is unknown.
 
     Example:
         >>> kernel = GaussianKernel(torch.tensor([[[0.0, 2.0]]]), torch.tensor([2.0]), backend="exact")
@@ -73,7 +73,18 @@ class GaussianKernel:
             self.after = None if normalization == "before" else scale
 
     def __call__(self, values: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
-        """Filters values."""
+        """Filters values.
+
+        Raises:
+            ValueError: values are not (B, C, N) of the features' points, images and dtype.
+        """
+        fits = values.ndim == 3 and values.shape[2] == self.points and self.images in (1, len(values))
+        if not fits or 0 in values.shape or values.dtype != self.dtype:
+            images = "B" if self.images == 1 else self.images
+            raise ValueError(
+                f"`values` must be ({images}, C, {self.points}) of {self.dtype}, as the features are; "
+                f"got {checks.describe(values)}."
+            )
         filtered = self._filter(values if self.before is None else self.before * values)
         return filtered if self.after is None else self.after * filtered
 

@@ -65,9 +65,10 @@ class PermutohedralLattice:
             backend: "auto" takes the fastest kernels for the device.
 
         Raises:
-            ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million bandwidths, or no
-                lattice has that backend's name.
+            ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million bandwidths,
+                bandwidths are not (d,) and above 0, or no lattice has that backend's name.
         """
+        _check_places(features, bandwidths)
         tables, name = _place(features, bandwidths, backend)
         return [cls(*own, name) for own in tables]
 
@@ -188,19 +189,33 @@ Operator = LatticeOperator | ExactOperator | SeparableOperator
 
 def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], backend: Backend | Operator) -> Operator:
     """What filters a batch: lattices or, where `backend` is "exact", the plain sum."""
+    _check_places(features, bandwidths)
     if not isinstance(backend, str):
         return backend
     if backend == "exact":
+        checks.finite("features", features)
         return ExactOperator((features / bandwidths[:, None]).detach())
     return LatticeOperator(*_place(features, bandwidths, backend), features.dtype)
+
+
+def _check_places(features: Tensor, bandwidths: Tensor | None) -> None:
+    """Raises a ValueError where features have another shape or dtype, or a bandwidth is not above 0."""
+    if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
+    if bandwidths is None:
+        return
+    if bandwidths.shape != features.shape[1:2]:
+        raise ValueError(
+            f"`bandwidths` must be ({features.shape[1]},), one for each feature; got {checks.describe(bandwidths)}."
+        )
+    if bandwidths.device.type == "cpu" and not bool((bandwidths > 0).all()):  # to look at a GPU's would wait for it
+        raise ValueError(f"`bandwidths` must be above 0; got {bandwidths.tolist()}.")
 
 
 def _place(
     features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"] | None, backend: Backend
 ) -> tuple[Sequence[Tables], Literal["numba", "triton", "reference"]]:
     """The tables of each image's lattice, and whose kernels filter with them."""
-    if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")
     name = resolve(backend, features.device)
     if name == "exact":
         raise ValueError("`backend` must name a lattice's kernels; 'exact' is the plain sum and has no lattice.")

@@ -15,7 +15,7 @@ from piecewise_training import checks
 from piecewise_training.crf.filtering import GaussianKernel, Normalization
 from piecewise_training.crf.lattice import Backend
 from piecewise_training.crf.meanfield import PairwiseTerm, mean_field
-from piecewise_training.crf.pixels import Spatial, bilateral_kernel, spatial_kernel
+from piecewise_training.crf.pixels import Spatial, bilateral_kernel, require_memory, spatial_kernel
 
 Costs = Literal["potts", "class", "matrix"]
 
@@ -82,7 +82,7 @@ class DenseCRF(nn.Module):
 
     Raises:
         ValueError: a number of classes below 2 or of iterations below 0, a bandwidth or weight not above 0, a kernel
-            without any bandwidth, or an unknown name.
+            without any bandwidth or with a map called "xy" or "rgb", or an unknown name.
 
     Example:
         >>> crf = DenseCRF(2, kernels=[Kernel(xy_std=2), Kernel(xy_std=30, rgb_std=4), Kernel(xy_std=60, rgb_std=12)])
@@ -119,6 +119,10 @@ class DenseCRF(nn.Module):
         for name, count in (("num_iterations", num_iterations), ("train_iterations", train_iterations)):
             if count < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {count}.")
+        named = {"normalization": (normalization, Normalization), "spatial": (spatial, Spatial)}
+        for name, (value, known) in {**named, "backend": (backend, Backend)}.items():
+            if value not in get_args(known):
+                raise ValueError(f"`{name}` must be {', '.join(get_args(known))}; got {checks.describe(value)}.")
         self.num_classes = num_classes
         self.num_iterations = num_iterations
         self.train_iterations = train_iterations
@@ -158,6 +162,7 @@ class DenseCRF(nn.Module):
 
         Raises:
             ValueError: K is not `num_classes`, or the arguments do not fit; see `dense_crf`.
+            MemoryError: there is not enough memory, and says how much is needed.
         """
         checks.scores_and_image(unary_logits, image, "unary_logits")
         if unary_logits.shape[1] != self.num_classes:
@@ -165,6 +170,7 @@ class DenseCRF(nn.Module):
                 f"`unary_logits` must have {self.num_classes} classes; got {checks.describe(unary_logits)}."
             )
         maps = self._maps(unary_logits, features or {})
+        require_memory(unary_logits, [self._count(kernel, image, maps) for kernel in self.kernels.values()])
         iterations = min(self.train_iterations, self.num_iterations) if self.training else self.num_iterations
         with torch.autocast(unary_logits.device.type, enabled=False):  # messages need single precision
             scores = unary_logits if unary_logits.dtype == torch.float64 else unary_logits.float()
@@ -189,6 +195,9 @@ class DenseCRF(nn.Module):
             raise ValueError(
                 f"`compatibility` must be {', '.join(get_args(Costs))}; got {checks.describe(kernel.compatibility)}."
             )
+        for part in ("xy", "rgb"):
+            if part in kernel.feature_stds:
+                raise ValueError(f"`feature_stds` must not have {part!r}, whose bandwidth is `{part}_std`; {kernel}.")
         if not kernel.stds():
             raise ValueError(
                 f"A kernel needs the bandwidth of something: `xy_std`, `rgb_std` or `feature_stds`; {kernel}."
@@ -217,6 +226,12 @@ class DenseCRF(nn.Module):
                 )
             checks.finite(f"features['{name}']", found)
         return {name: features[name] for name in wanted}
+
+    @staticmethod
+    def _count(kernel: Kernel, image: Tensor, maps: Mapping[str, Tensor]) -> int:
+        """How many features a kernel has."""
+        place, colour = 2 * (kernel.xy_std is not None), image.shape[1] * (kernel.rgb_std is not None)
+        return place + colour + sum(maps[own].shape[1] for own in kernel.feature_stds)
 
     def _term(self, name: str, kernel: Kernel, like: Tensor, image: Tensor, maps: Mapping[str, Tensor]) -> PairwiseTerm:
         weight, costs = getattr(self, f"{name}_w"), getattr(self, f"{name}_compatibility")

@@ -95,7 +95,8 @@ def mean_field(
     :math:`Q_i(a) \propto \exp(z_i(a) - \sum_m w_m \sum_b \mu_m(a,b) (\hat K_m Q)_i(b))`.
     Points may be anything: pixels, voxels, points of a cloud. On a CPU the updates of float32 scores are made in one
     pass over the points, forwards and backwards. Without it an update takes about ten times longer: where features
-    need a gradient, and where `tolerance`, `damping` or `convergence` is asked for and anything needs one.
+    need a gradient, where `tolerance`, `damping` or `convergence` is asked for and anything needs one, and with
+    `damping` unless `logarithm` is False.
 
     Args:
         logits: unnormalised log-probabilities of K labels at N points, whose axes are those of an image or volume; of
@@ -111,7 +112,8 @@ def mean_field(
         log Q, whose exponentials sum to 1 over the labels; differentiable in all that the terms are made of.
 
     Raises:
-        ValueError: a shape does not fit, a score is not finite, or a number is out of its range.
+        ValueError: a shape does not fit, a score is not finite, a weight or cost on the CPU is not, or a number is out
+            of its range.
 
     Example:
         >>> place = torch.tensor([[[0.0, 1.0, 2.0, 10.0]]])  # three points side by side, and one far away
@@ -143,7 +145,7 @@ def approximate(
     with torch.autocast(logits.device.type, enabled=False):  # messages need single precision
         if together and not watched:
             found = _infer(together, flat, terms, iterations, grid, logarithm, learning)
-        elif together and together.watches and not learning:
+        elif together and together.watches and not learning and not (damping and logarithm):
             found = _watch(together, flat, terms, iterations, grid, logarithm, (tolerance, damping), convergence)
         else:
             log_q = _unroll(flat, terms, iterations, tolerance, damping, convergence)
@@ -239,6 +241,10 @@ def check_arguments(
                 f"The compatibility of `terms[{place}]` must be ({classes},) or ({classes}, {classes}); "
                 f"got {checks.describe(costs)}."
             )
+        if not isinstance(term.weight, Tensor) or term.weight.device.type == "cpu":  # to look at a GPU's would wait
+            checks.scalar(f"terms[{place}].weight", term.weight)
+        if costs is not None and costs.device.type == "cpu":
+            checks.finite(f"terms[{place}].compatibility", costs)
 
 
 def _messages(log_q: Tensor, terms: Sequence[PairwiseTerm]) -> Tensor:
@@ -249,7 +255,10 @@ def _messages(log_q: Tensor, terms: Sequence[PairwiseTerm]) -> Tensor:
 
 def _divergence(log_q: Tensor, logits: Tensor, messages: Tensor) -> Tensor:
     with torch.no_grad():
-        return (log_q.exp() * (log_q - logits - 0.5 * messages)).double().sum((1, 2))
+        parts = (log_q.exp() * (log_q - logits - 0.5 * messages)).double()
+        if parts.device.type == "cpu":  # where torch adds up in an order that depends on its number of threads
+            return torch.from_numpy(parts.numpy().sum((1, 2)))
+        return parts.sum((1, 2))
 
 
 def _together(terms: Sequence[PairwiseTerm], logits: Tensor) -> LatticeOperator | None:

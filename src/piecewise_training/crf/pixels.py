@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from piecewise_training import checks
+from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import GaussianKernel, Normalization
 from piecewise_training.crf.lattice import Backend
 from piecewise_training.crf.separable import SeparableOperator
@@ -58,7 +60,7 @@ def spatial_kernel(
 def bilateral_kernel(
     image: Float[Tensor, "b c h w"],
     xy_std: Tensor | float | None,
-    rgb_std: Tensor | float | Sequence[Tensor | float],
+    rgb_std: Tensor | np.ndarray | float | Sequence[Tensor | float],
     *,
     like: Tensor,
     normalization: Normalization = "symmetric",
@@ -76,19 +78,35 @@ def bilateral_kernel(
         normalization: see `GaussianKernel`.
         backend: see `GaussianKernel`.
 
+    Raises:
+        ValueError: the image is not (B, C, H, W), or there are not as many bandwidths as channels; or see
+            `GaussianKernel`.
+
     Example:
         >>> image = torch.tensor([0, 0, 255]).reshape(1, 1, 1, 3)
         >>> kernel = bilateral_kernel(image, 10.0, 10.0, like=torch.zeros(()), backend="exact", normalization="none")
         >>> kernel(torch.tensor([[[1.0, 0.0, 0.0]]]))[0, 0]
         tensor([1.0000, 0.9950, 0.0000])
     """
+    if image.ndim != 4:
+        raise ValueError(f"`image` must be (B, C, H, W); got {checks.describe(image)}.")
     channels = image.shape[1]
-    colour = [*rgb_std] if isinstance(rgb_std, Sequence) else [rgb_std] * channels
+    colour = _for_each(rgb_std, channels)
     if xy_std is None:
         features, stds = image.to(like.dtype).flatten(2), colour
     else:
         features, stds = _pixel_features(image, like.dtype), [xy_std, xy_std, *colour]
     return GaussianKernel(features, _stack(stds, features), backend, normalization)
+
+
+def require_memory(scores: Float[Tensor, "b k h w"], features: Sequence[int]) -> None:
+    """Raises a MemoryError where score maps on the CPU are too large for kernels of so many features each."""
+    if scores.device.type != "cpu":
+        return
+    images, classes, height, width = scores.shape
+    number = 8 if scores.dtype == torch.float64 else 4
+    needed = _memory.of_refinement(images, height * width, classes, features, number)
+    _memory.require(needed, f"Refining {images} x {height} x {width} pixels of {classes} classes")
 
 
 def pixel_positions(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 n"]:
@@ -140,6 +158,17 @@ def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]
     x, y = _places(width, dtype, image.device), _places(height, dtype, image.device)[:, None]
     positions = [axis.expand(batch, 1, height, width) for axis in (x, y)]
     return torch.cat([*positions, image.to(dtype)], 1).flatten(2)
+
+
+def _for_each(rgb_std: Tensor | np.ndarray | float | Sequence[Tensor | float], channels: int) -> list[Tensor | float]:
+    """The bandwidth of each channel."""
+    if isinstance(rgb_std, Tensor | np.ndarray) and rgb_std.ndim == 0:
+        return [rgb_std if isinstance(rgb_std, Tensor) else float(rgb_std)] * channels
+    if isinstance(rgb_std, Tensor | np.ndarray | Sequence):
+        if len(rgb_std) != channels:
+            raise ValueError(f"`rgb_std` must be a number, or {channels} for as many channels; got {len(rgb_std)}.")
+        return [*rgb_std]
+    return [rgb_std] * channels
 
 
 def _stack(values: Sequence[Tensor | float], like: Tensor) -> Tensor:

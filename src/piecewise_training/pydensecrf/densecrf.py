@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from piecewise_training import checks
 from piecewise_training.crf import GaussianKernel, PairwiseTerm, PermutohedralLattice, mean_field, spatial_kernel
 from piecewise_training.crf.filtering import Normalization
 from piecewise_training.crf.lattice import LatticeOperator
+from piecewise_training.crf.pixels import require_memory
 from piecewise_training.pydensecrf.costs import Costs
 
 
@@ -107,6 +109,8 @@ class _Pairwise:
         features, bandwidths = self.features, torch.ones(self.features.shape[1])
         if scale.ndim == 2:
             features = (scale @ features[0])[None]
+        elif bool((scale < 0).any()):
+            features = scale[:, None] * features
         elif scale.numel():
             bandwidths = 1 / scale
         return GaussianKernel(features, bandwidths, _lattice(features, bandwidths), self.normalization)
@@ -199,7 +203,13 @@ class DenseCRF:
         self._pairwise.append(_Pairwise(values, scale, Costs.read(compat, self._labels), name))
 
     def inference(self, niter: int) -> np.ndarray:
-        """The marginals (K, N) after so many updates, float32."""
+        """The marginals (K, N) after so many updates, float32.
+
+        Raises:
+            MemoryError: there is not enough memory, and says how much is needed.
+        """
+        energies = torch.from_numpy(self._unary).reshape(1, self._labels, *self._shape)
+        require_memory(energies, [pairwise.features.shape[1] for pairwise in self._pairwise])
         return self._run([pairwise.term() for pairwise in self._pairwise], niter)
 
     def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N802
@@ -273,6 +283,7 @@ class DenseCRF:
         q = torch.from_numpy(np.ascontiguousarray(Q, np.float32))[None]
         if q.shape[1:] != self._unary.shape:
             raise ValueError(f"`Q` must be {self._unary.shape}, (K, N); got {tuple(q.shape[1:])}.")
+        checks.finite("Q", q)
         with torch.no_grad():
             total = torch.zeros_like(q)
             for pairwise in self._pairwise:
@@ -362,13 +373,13 @@ def _bandwidths(name: str, value: float | Sequence[float], count: int) -> np.nda
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:
-    """A matrix in single precision, in its own memory if it was not."""
-    found = np.ascontiguousarray(value, np.float32)
+    """A matrix in single precision and in memory of its own, since the caller's may be written to."""
+    found = np.array(value, np.float32, order="C")
     if found.ndim != 2:
         raise ValueError(f"`{name}` must be a matrix; got {found.shape}.")
     if not np.isfinite(found.sum()) and not np.isfinite(found).all():
         raise ValueError(f"`{name}` must be finite; {int((~np.isfinite(found)).sum())} of {found.size} values are not.")
-    return found if found.flags.writeable else found.copy()
+    return found
 
 
 def _joined(parts: Sequence[Tensor]) -> np.ndarray:
@@ -381,4 +392,5 @@ def _parted(name: str, values: np.ndarray, like: Sequence[Tensor]) -> list[Tenso
     whole = torch.from_numpy(np.array(values, np.float32).reshape(-1))
     if len(whole) != sum(sizes):
         raise ValueError(f"`{name}` must have {sum(sizes)} parameters; got {len(whole)}.")
+    checks.finite(name, whole)
     return [part.reshape(old.shape) for part, old in zip(torch.split(whole, sizes), like, strict=True)]

@@ -88,7 +88,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
         (axes, N) float32 for `DenseCRF.addPairwiseEnergy`.
 
     Raises:
-        ValueError: there are not as many bandwidths as axes.
+        ValueError: there are not as many bandwidths as axes, or one is not above 0.
 
     Example:
         >>> create_pairwise_gaussian((2, 1), (2, 2))
@@ -98,7 +98,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
     if len(sdims) != len(shape):
         raise ValueError(f"`sdims` must have a bandwidth for each of the {len(shape)} axes; got {len(sdims)}.")
     place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
-    return place / np.asarray(sdims, np.float32)[:, None]
+    return place / _above_zero("sdims", sdims)[:, None]
 
 
 def create_pairwise_bilateral(
@@ -116,14 +116,14 @@ def create_pairwise_bilateral(
         (axes + channels, N) float32 for `DenseCRF.addPairwiseEnergy`.
 
     Raises:
-        ValueError: there are not as many bandwidths as axes or channels.
+        ValueError: there are not as many bandwidths as axes or channels, or one is not above 0.
 
     Example:
         >>> create_pairwise_bilateral((1, 1), 10, np.array([[[0, 50]], [[100, 0]]]), chdim=2).shape
         (4, 2)
     """
     channels = img[None] if chdim == -1 else np.moveaxis(img, chdim, 0)
-    stds = np.asarray(schan, np.float32)
+    stds = _above_zero("schan", schan)
     stds = np.full(len(channels), stds) if stds.ndim == 0 else stds
     if len(stds) != len(channels):
         raise ValueError(
@@ -133,6 +133,13 @@ def create_pairwise_bilateral(
     place = create_pairwise_gaussian(sdims, channels.shape[1:])
     colour = channels.reshape(len(channels), -1).astype(np.float32) / stds[:, None]
     return np.concatenate([place, colour])
+
+
+def _above_zero(name: str, stds: float | Sequence[float]) -> np.ndarray:
+    found = np.asarray(stds, np.float32)
+    if not bool((found > 0).all()):
+        raise ValueError(f"`{name}` must be above 0; got {stds}.")
+    return found
 
 
 def compute_unary(labels: np.ndarray, M: int, GT_PROB: float = 0.5) -> np.ndarray:
