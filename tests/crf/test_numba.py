@@ -9,10 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
 
-from piecewise_training.crf import _numba, _reference, dense_crf
+from piecewise_training.crf import (
+    _numba,
+    _numba_backward,
+    _numba_binary,
+    _numba_build,
+    _numba_filter,
+    _numba_layout,
+    _numba_sweep,
+    _reference,
+    _simd,
+    dense_crf,
+)
 from tests.crf.oracle import unit
 
+KERNELS = (_numba_backward, _numba_binary, _numba_build, _numba_filter, _numba_layout, _numba_sweep, _simd)
 # Batch, features, points, channels.
 SHAPES = [(1, 1, 1, 1), (1, 2, 7, 3), (2, 5, 60, 16), (3, 3, 33, 17), (1, 8, 40, 40)]
 
@@ -241,3 +254,11 @@ def test_non_contiguous_arguments() -> None:
     ours = _numba.splat_blur_slice(_numba.build(*unit(features)), values)
     expected = _numba.splat_blur_slice(_numba.build(*unit(features.contiguous())), values.contiguous())
     assert torch.equal(ours, expected)
+
+
+def test_kernels_release_the_lock_of_the_interpreter() -> None:
+    """So that threads of a caller's own work beside each other."""
+    made = [_numba_build.place_kernel(5), _numba_sweep.sweep_kernel(6, 3, 0), _numba_sweep.receive_kernel(6, 1)]
+    made += [value for module in KERNELS for value in vars(module).values() if isinstance(value, Dispatcher)]
+    assert len(made) > 20
+    assert all(kernel.targetoptions["nogil"] for kernel in made)
