@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from piecewise_training.config import InferenceConfig
 from piecewise_training.dataset import SyntheticDataset, normalise
 from piecewise_training.inference import evaluate, predict, refine, scores_from_labels
 from piecewise_training.metrics import SegmentationMetrics
@@ -37,9 +38,17 @@ def test_evaluate_without_crf_and_without_images() -> None:
         evaluate(model, [])
 
 
-def test_images_of_unequal_size() -> None:
-    batches = [(torch.randn(1, 3, h, w), torch.zeros(1, h, w, dtype=torch.long)) for h, w in ((20, 30), (25, 21))]
-    assert evaluate(small_model(), batches).unary.scores.support.sum() == 20 * 30 + 25 * 21
+@pytest.mark.parametrize("how", [InferenceConfig(), InferenceConfig(scales=(0.8, 1.3), flip=True, window=(24, 24))])
+def test_images_of_unequal_size(how: InferenceConfig) -> None:
+    """Some smaller than the window, some larger, by one side or by both: each as if it were alone."""
+    sizes = (20, 30), (25, 21), (7, 61), (40, 33)
+    batches = [(torch.randn(1, 3, h, w), torch.randint(0, 3, (1, h, w))) for h, w in sizes]
+    model = small_model()
+    whole, parts = evaluate(model, batches, how=how), [evaluate(model, [batch], how=how) for batch in batches]
+    assert whole.unary.scores.support.sum() == sum(h * w for h, w in sizes)
+    assert torch.equal(whole.unary.confusion, sum(part.unary.confusion for part in parts))
+    assert whole.crf is not None
+    assert torch.equal(whole.crf.confusion, sum(part.crf.confusion for part in parts if part.crf is not None))
 
 
 @pytest.mark.parametrize("apply_crf", [True, False])
