@@ -84,7 +84,6 @@ def recipe_levers(report: Report) -> str:
             100 * row["miou"],
             100 * row["accuracy"],
             100 * row["borders"]["trimap_4"],
-            row["training_seconds"] / 60,
             *(f"{100 * iou:.0f}" for iou in row["iou"]),
         )
         for name, row in rows.items()
@@ -94,7 +93,7 @@ def recipe_levers(report: Report) -> str:
             "# What was tried for the recipe",
             "The network alone after a short training of always the same length and seed, in per cent; single changes, "
             "and some of them together.",
-            markdown(["", "mIoU", "accuracy", "trimap 4 px", "min", *classes], cells),
+            markdown(["", "mIoU", "accuracy", "trimap 4 px", *classes], cells),
             origin(report),
             f"The configuration that they change:\n\n```yaml\n{report['config'].strip()}\n```",
         ]
