@@ -241,6 +241,12 @@ def test_numbers_and_costs_as_arrays(classes: int) -> None:
     assert torch.equal(found, dense_crf(scores, image, compatibility=costs))
 
 
+def test_costs_that_are_no_array() -> None:
+    scores, image = scene(2, 3, 2)
+    with pytest.raises(TypeError, match="`compatibility` must be a torch.Tensor or a NumPy array; got a list of 2"):
+        dense_crf(scores, image, compatibility=[[0.0, 1.0], [1.0, 0.0]])  # type: ignore[list-item]
+
+
 def test_probabilities() -> None:
     scores, image = scene(12, 15, 3)
     probabilities = scores.softmax(1)

@@ -34,10 +34,14 @@ def test_exact_has_no_lattice() -> None:
         PermutohedralLattice.build(torch.zeros(1, 2, 3), backend="exact")
 
 
-@pytest.mark.parametrize("features", [torch.zeros(3, 4), torch.zeros(1, 0, 4), torch.zeros(1, 2, 3).half()])
+@pytest.mark.parametrize(
+    "features", [torch.zeros(4), torch.zeros(3, 4), torch.zeros(1, 0, 4), torch.zeros(1, 2, 3).half()]
+)
 def test_wrong_features(features: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"`features` must be \(B, d, N\) float32 or float64; got"):
         PermutohedralLattice.build(features)
+    with pytest.raises(ValueError, match=r"`features` must be \(B, d, N\) float32 or float64; got"):
+        GaussianKernel(features)
 
 
 @pytest.mark.parametrize(

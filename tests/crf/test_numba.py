@@ -20,12 +20,11 @@ from piecewise_training.crf import (
     _numba_layout,
     _numba_sweep,
     _reference,
-    _simd,
     dense_crf,
 )
 from tests.crf.oracle import unit
 
-KERNELS = (_numba_backward, _numba_binary, _numba_build, _numba_filter, _numba_layout, _numba_sweep, _simd)
+KERNELS = (_numba_backward, _numba_binary, _numba_build, _numba_filter, _numba_layout, _numba_sweep)
 # Batch, features, points, channels.
 SHAPES = [(1, 1, 1, 1), (1, 2, 7, 3), (2, 5, 60, 16), (3, 3, 33, 17), (1, 8, 40, 40)]
 

@@ -73,7 +73,7 @@ def dense_crf(
         log Q in the shape, dtype and kind of the scores; for scores in a tensor differentiable in all that is passed.
 
     Raises:
-        TypeError: scores or image are neither tensors nor arrays.
+        TypeError: scores, image or compatibility are neither tensors nor arrays.
         ValueError: shapes or devices do not fit, a value is not finite, a bandwidth is not above 0 or so small that
             features cannot be told apart, or another argument is out of its range.
         MemoryError: there is not enough memory, and says how much is needed.
@@ -102,7 +102,6 @@ def dense_crf(
         checks.scalar(name, value)
     classes, height, width = logits.shape[1:]
     costs = _for_each_kernel(compatibility, classes)
-    pos_w, bilateral_w = (w if isinstance(w, Tensor) else float(w) for w in (pos_w, bilateral_w))
     require_memory(logits, [2, 2 + pixels.shape[1]])
     work = logits if logits.dtype == torch.float64 else logits.float()
     if from_probs:
@@ -142,9 +141,9 @@ def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple
         return None, None
     costs: Tensor | list[Tensor | None]
     if isinstance(compatibility, Tensor | np.ndarray):
-        costs = _as_tensor(compatibility)
+        costs = _tensor("compatibility", compatibility)
     else:
-        costs = [None if own is None else _as_tensor(own) for own in compatibility]
+        costs = [None if own is None else _tensor("compatibility", own) for own in compatibility]
     if isinstance(costs, Tensor) and costs.shape in shapes:
         return costs, costs
     stacked = isinstance(costs, Tensor) and costs.ndim == 3
@@ -156,10 +155,6 @@ def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple
         f"`compatibility` must be ({classes},), ({classes}, {classes}) or one of these for each of the two kernels; "
         f"got {checks.describe(compatibility)}."
     )
-
-
-def _as_tensor(costs: Tensor | np.ndarray) -> Tensor:
-    return costs if isinstance(costs, Tensor) else torch.from_numpy(costs.copy())
 
 
 def _log_of_probabilities(probabilities: Tensor) -> Tensor:

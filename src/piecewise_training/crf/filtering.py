@@ -57,7 +57,7 @@ class GaussianKernel:
             expected = ", ".join(get_args(Normalization))
             raise ValueError(f"`normalization` must be one of {expected}; got {checks.describe(normalization)}.")
         if bandwidths is None:
-            bandwidths = features.new_ones(features.shape[1])
+            bandwidths = features.new_ones(features.shape[1:2])
         self.operator = lattice.build(features, bandwidths, backend)
         self.learned = torch.is_grad_enabled() and (features.requires_grad or bandwidths.requires_grad)
         self.images, _, self.points = features.shape

@@ -68,7 +68,7 @@ class PermutohedralLattice:
             ValueError: features are not (B, d, N) of 32 or 64 bits, not finite or beyond a million bandwidths,
                 bandwidths are not (d,) and above 0, or no lattice has that backend's name.
         """
-        _check_places(features, bandwidths)
+        _check_features(features, bandwidths)
         tables, name = _place(features, bandwidths, backend)
         return [cls(*own, name) for own in tables]
 
@@ -189,7 +189,7 @@ Operator = LatticeOperator | ExactOperator | SeparableOperator
 
 def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], backend: Backend | Operator) -> Operator:
     """What filters a batch: lattices or, where `backend` is "exact", the plain sum."""
-    _check_places(features, bandwidths)
+    _check_features(features, bandwidths)
     if not isinstance(backend, str):
         return backend
     if backend == "exact":
@@ -198,7 +198,7 @@ def build(features: Float[Tensor, "b d n"], bandwidths: Float[Tensor, " d"], bac
     return LatticeOperator(*_place(features, bandwidths, backend), features.dtype)
 
 
-def _check_places(features: Tensor, bandwidths: Tensor | None) -> None:
+def _check_features(features: Tensor, bandwidths: Tensor | None) -> None:
     """Raises a ValueError where features have another shape or dtype, or a bandwidth is not above 0."""
     if features.ndim != 3 or 0 in features.shape or features.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`features` must be (B, d, N) float32 or float64; got {checks.describe(features)}.")

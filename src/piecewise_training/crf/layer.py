@@ -119,8 +119,12 @@ class DenseCRF(nn.Module):
         for name, count in (("num_iterations", num_iterations), ("train_iterations", train_iterations)):
             if count < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {count}.")
-        named = {"normalization": (normalization, Normalization), "spatial": (spatial, Spatial)}
-        for name, (value, known) in {**named, "backend": (backend, Backend)}.items():
+        named = (
+            ("normalization", normalization, Normalization),
+            ("spatial", spatial, Spatial),
+            ("backend", backend, Backend),
+        )
+        for name, value, known in named:
             if value not in get_args(known):
                 raise ValueError(f"`{name}` must be {', '.join(get_args(known))}; got {checks.describe(value)}.")
         self.num_classes = num_classes

@@ -46,7 +46,7 @@ class PairwiseTerm:
         if isinstance(self.weight, Tensor):
             weight = self.weight.to(like)
         else:  # filled in on the device: a copy from the CPU would wait for all that the GPU has to do
-            weight = torch.full((), self.weight, dtype=like.dtype, device=like.device)
+            weight = torch.full((), float(self.weight), dtype=like.dtype, device=like.device)
         if self.compatibility is None:
             return weight
         costs = self.compatibility.to(like)
