@@ -210,5 +210,6 @@ class _Moments:
         self._received /= LOG2_E
         received, sent = self._received[positions], self._sent[positions]
         both = self._received.astype(np.float64) + self._sent
-        squares = np.array([np.dot(np.square(feature, dtype=np.float64), both) for feature in self._features])
+        # Not a product of vectors: BLAS would wake threads of its own, which go on spinning beside the caller's.
+        squares = np.array([np.sum(np.square(feature, dtype=np.float64) * both) for feature in self._features])
         return sent / term.before, received / term.after, squares - 2 * self._cross.sum(0)

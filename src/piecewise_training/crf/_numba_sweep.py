@@ -26,18 +26,21 @@ from piecewise_training.crf._simd import (
     nearest,
     put,
     sent,
+    sent_at,
     spread8,
     spread16,
     store,
     times_power_of_two,
     total,
-    transpose8,
 )
 
 # What a sweep does: an iteration, one that is damped and watched, the last one to marginals or to their logarithms; or
 # the first one backwards, and any other.
 ITERATE, WATCH, FINISH, FINISH_LOG, TURN, RETURN = range(6)
 FORWARDS, WATCHED, BACKWARDS = range(3)  # the kernels for them
+# So many vertices go through a compatibility at once: a weight is loaded once for them all, their sums do not wait for
+# another, and they fit even into the sixteen narrower registers of AVX2.
+_TOGETHER = 6
 _f32 = np.float32
 _at = np.uint64
 
@@ -56,28 +59,29 @@ def fetch(owners, lattice, mixture, channels, messages):  # type: ignore[no-unty
                 place = (c // 8 * size + owners[_at(row)]) * 8
                 store(messages, row * channels + c, load8(flat, place) * load8(weights, c))
         return
-    # Eight vertices at a time, so that a weight is loaded once for all of them and their sums do not wait for another.
-    values = np.empty(8 * channels, np.float32)
-    one_by_one = np.arange(8).astype(np.int32)
-    zeros = np.zeros(8, np.float32)
-    for first in range(0, len(owners), 8):
-        count = min(8, len(owners) - first)
-        for block in range(len(lattice)):
-            for k in range(8):
-                place = (block * size + owners[_at(first + min(k, count - 1))]) * 8
-                store(values, (8 * block + k) * 8, load8(flat, place))
-            columns = transpose8(*gather8(values, one_by_one, 0, 8, 64 * block, 8))
-            for b in range(8):
-                store(values, (8 * block + b) * 8, columns[b])
-        for c in range(0, channels, 8):
-            sums = gather8(zeros, one_by_one, 0, 0, 0, 8)
-            for b in range(channels):
-                sums = sent(sums, load8(weights, b * channels + c), values, 8 * b)
-            if count == 8:
-                put(messages[_at(first * channels) :], one_by_one, 0, channels, c, sums)
-            else:
-                for k in range(count):
-                    store(messages, (first + k) * channels + c, sums[k])
+    wide = channels // 16 * 16
+    places, one_by_one = np.empty(_TOGETHER, np.int64), np.arange(_TOGETHER).astype(np.int32)
+    nothing = np.zeros(16, np.float32)
+    for first in range(0, len(owners), _TOGETHER):
+        count = min(_TOGETHER, len(owners) - first)
+        for k in range(_TOGETHER):
+            places[k] = owners[_at(first + min(k, count - 1))] * 8
+        for c in range(0, wide, 16):
+            sums = gather16(nothing, one_by_one, 0, 0, 0, _TOGETHER)
+            for block in range(len(lattice)):
+                for b in range(8):
+                    weight = load16(weights, (8 * block + b) * channels + c)
+                    sums = sent_at(sums, weight, flat, places, block * size * 8 + b)
+            for k in range(count):
+                store(messages, (first + k) * channels + c, sums[k])
+        if wide < channels:
+            few = gather8(nothing, one_by_one, 0, 0, 0, _TOGETHER)
+            for block in range(len(lattice)):
+                for b in range(8):
+                    few_weights = load8(weights, (8 * block + b) * channels + wide)
+                    few = sent_at(few, few_weights, flat, places, block * size * 8 + b)
+            for k in range(count):
+                store(messages, (first + k) * channels + wide, few[k])
 
 
 @kernel

@@ -301,12 +301,32 @@ def sent(_: Any, vectors: Any, x: Any, shares: Any, first: Any) -> Any:
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         spread = _shares(context, builder, sig.args[2], args[2], args[3], args[1].type, vectors.count)
-        products = [builder.fmul(args[1], share, flags=_CONTRACT) for share in spread]
-        old = cgutils.unpack_tuple(builder, args[0], vectors.count)
-        new = [builder.fadd(v, product, flags=_CONTRACT) for v, product in zip(old, products, strict=True)]
-        return context.make_tuple(builder, sig.return_type, new)
+        return _sent(context, builder, sig, args, spread)
 
     return signature(vectors, vectors, x, shares, types.intp), lower
+
+
+@intrinsic
+def sent_at(_: Any, vectors: Any, x: Any, table: Any, places: Any, offset: Any) -> Any:
+    """Each vector plus its share of x, which lies in a flat table at the vector's place plus an offset."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = ir.Constant(args[4].type, 0)
+        numbers = _elements(context, builder, sig.args[3], args[3], zero, vectors.count)
+        data = context.make_array(sig.args[2])(context, builder, args[2]).data
+        indices = [builder.add(builder.sext(number, args[4].type), args[4]) for number in numbers]
+        spread = [_spread(builder, args[1].type, builder.load(builder.gep(data, [index]))) for index in indices]
+        return _sent(context, builder, sig, args, spread)
+
+    return signature(vectors, vectors, x, table, places, types.intp), lower
+
+
+def _sent(context: Any, builder: Any, sig: Any, args: Any, spread: list[Any]) -> Any:
+    """The vectors of the first argument, each plus its share of the second."""
+    products = [builder.fmul(args[1], share, flags=_CONTRACT) for share in spread]
+    old = cgutils.unpack_tuple(builder, args[0], len(spread))
+    new = [builder.fadd(v, product, flags=_CONTRACT) for v, product in zip(old, products, strict=True)]
+    return context.make_tuple(builder, sig.return_type, new)
 
 
 def _places(context: Any, builder: Any, sig: Any, args: Any, vector: Vector, count: int) -> list[Any]:

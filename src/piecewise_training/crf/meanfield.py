@@ -168,7 +168,8 @@ def _unroll(
         messages = _messages(log_q, terms)
         updated = (logits + messages).log_softmax(1)
         if damping:
-            updated = torch.logaddexp(updated + math.log1p(-damping), log_q + math.log(damping))
+            # Not torch.logaddexp: the last numbers of each thread's share may there differ in their last bit.
+            updated = torch.stack([updated + math.log1p(-damping), log_q + math.log(damping)]).logsumexp(0)
         if tolerance:
             updated = torch.where(moving[:, None, None], updated, log_q)  # an image that has stopped stays
         if tolerance or convergence is not None:
