@@ -156,16 +156,17 @@ def main() -> None:
         name: measuring.peak_beyond(prepared, name, arguments.size, arguments.images)
         for name in ("5 iterations", *list(CASES)[-2:])
     }
+    beside = {name: base for name, (base, _) in CASES.items() if base} | {"its interface, ours": "pydensecrf2"}
     results, lines = [], []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         with torch.no_grad():
             times = time_cases(scores, image, arguments.runs)
         medians = {name: statistics.median(found) for name, found in times.items()}
-        results.append({"threads": threads, "ms": times, "peak_bytes": memory})
+        results.append({"threads": threads, "ms": times})
         lines.append(f"{arguments.size}, {threads} thread{'s' if threads > 1 else ''}")
         for name, value in medians.items():
-            base = CASES[name][0] if name in CASES else "" if name == "pydensecrf2" else "pydensecrf2"
+            base = beside.get(name)
             line = f"  {name:22} {value:7.1f} ms"
             line += f"  {value / medians[base]:5.2f} x {base}" if base else ""
             if name in memory:
@@ -176,6 +177,9 @@ def main() -> None:
         **measuring.surroundings(),
         "size": arguments.size,
         "runs": arguments.runs,
+        "beside": beside,
+        "score_bytes": scores.nbytes,
+        "peak_bytes": memory,
         "results": results,
     }
     if arguments.output:

@@ -59,8 +59,8 @@ def in_a_process(size: str, folder: str) -> dict[str, float]:
 def table(rows: dict[str, list[float]], size: str) -> str:
     """The rows as text, in seconds."""
     lines = [size]
-    for key, laps in rows.items():
-        lines.append(f"  {ROWS[key]:38} {statistics.median(laps):6.2f} s  ({min(laps):.2f} to {max(laps):.2f})")
+    for name, laps in rows.items():
+        lines.append(f"  {name:38} {statistics.median(laps):6.2f} s  ({min(laps):.2f} to {max(laps):.2f})")
     return "\n".join(lines)
 
 
@@ -84,11 +84,12 @@ def main() -> None:
             later = in_a_process(arguments.size, folder)
             rows["loading"].append(later["first"])
             rows["classes"].append(later["classes"])
-    lines = table(rows, arguments.size)
+    named = {ROWS[key]: laps for key, laps in rows.items()}
+    lines = table(named, arguments.size)
     print(lines)
     if arguments.output:
         measuring.write_report(
-            arguments.output, {**measuring.surroundings(), "size": arguments.size, "seconds": rows}, lines
+            arguments.output, {**measuring.surroundings(), "size": arguments.size, "seconds": named}, lines
         )
 
 

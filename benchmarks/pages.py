@@ -9,37 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
 
-Report = Mapping[str, Any]
+sys.path.insert(0, str(Path(__file__).parent))
+import speed_pages
+from tables import Report, markdown, origin
+
 BANDS = (1, 2, 4, 8, 16)
 COLOURS = ("#1f6feb", "#d9730d", "#2e7d32", "#9a3fb5", "#9aa4af")
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table: names as they are, numbers with one digit."""
-    cells = [[f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    rule = ["---", *("--:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *cells))
-
-
-def origin(report: Report) -> str:
-    """Where and when the numbers were measured, how to get them again, and what is to be said of them."""
-    machine, versions = report["machine"], report["versions"]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    command = f"`{report['command']}`, " if "command" in report else ""
-    remark = f" {report['remark']}" if "remark" in report else ""
-    return (
-        f"Measured on {report['date']} on {machine['cores']} cores of {machine['processor']}: {command}{packages}, "
-        f"commit {report['commit'][:10]}.{remark}"
-    )
 
 
 def percent(row: Mapping[str, Any]) -> list[float]:
@@ -266,81 +251,6 @@ def context_ablation(report: Report) -> str:
     )
 
 
-def dense_crf(report: Report) -> str:
-    """The speed of the dense CRF."""
-    cells = []
-    for row in report["results"]:
-        engines = row["engines"]
-        own, other = engines["piecewise-training"], engines["pydensecrf2"]
-        cells.append(
-            (
-                f"{row['case']}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}",
-                own["setup_ms"],
-                own["iteration_ms"],
-                own["total_ms"],
-                other["total_ms"],
-                *(_of_rounds(own["times_faster"][order], report["rounds"]) for order in ("blocks", "alternating")),
-            )
-        )
-    head = ["columns x rows x classes", "setup", "an iteration", "all", "pydensecrf2", "times faster", "alternating"]
-    return "\n\n".join(
-        [
-            "# How fast the dense CRF is",
-            f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians, "
-            "beside pydensecrf2 in the same process, which has one thread. Each engine's runs come in a block; in the "
-            "last column the engines take turns, so that each finds the other's data in the caches."
-            + (" In brackets the least and the most of some rounds." if report["rounds"] > 1 else ""),
-            markdown(head, cells),
-            origin(report),
-        ]
-    )
-
-
-def _of_rounds(ratio: Sequence[float], rounds: int) -> str:
-    """A median, and the least and the most of some rounds."""
-    median_of_all, least, most = ratio
-    return f"{median_of_all:.1f}" + (f" ({least:.1f} to {most:.1f})" if rounds > 1 else "")
-
-
-def dense_crf_gpu(report: Report) -> str:
-    """The speed of the dense CRF on a GPU."""
-    results, training = report["results"], report["training"]
-    engines = list(dict.fromkeys(engine for row in results for engine in row["ms_an_image"]))
-    own = [
-        (
-            f"{row['case']}, batch of {row['batch']}",
-            *(f"{median(times):.2f}" if (times := row["ms_an_image"].get(e)) else "" for e in engines),
-        )
-        for row in results
-    ]
-    kernels = [
-        (f"{row['case']} x {row['batch']}: {k['kernel']}", f"{1e3 * median(k['ms']):.0f}", k["ratio"])
-        for row in results
-        for k in row["kernels"]
-    ]
-    step = []
-    if training:
-        taken = ", ".join(f"{name} {median(times):.0f} ms" for name, times in training["ms"].items())
-        step.append(
-            f"A training step of five iterations, forwards and backwards, {training['case']} and a batch of "
-            f"{training['batch']}: {taken}."
-        )
-    return "\n\n".join(
-        [
-            f"# How fast the dense CRF is on an {report['machine']['device']}",
-            f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
-            "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
-            "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
-            markdown(["columns x rows x classes", *engines], own),
-            *step,
-            f"The steps of an iteration beside the time in which the bytes they need pass through memory, at the "
-            f"{report['copy_bytes_a_s'] / 1e9:.0f} GB/s of a copy.",
-            markdown(["", "microseconds", "times the floor"], kernels),
-            origin(report),
-        ]
-    )
-
-
 def steps(report: Report) -> str:
     """What each step of training brings, in short."""
     measures = ("miou", "accuracy"), ("boundary_iou", "trimap_4")
@@ -349,19 +259,6 @@ def steps(report: Report) -> str:
         for name, row in report["rows"].items()
     ]
     return markdown(["", "mIoU", "pixel accuracy", "boundary IoU", "trimap, 4 px"], cells)
-
-
-def speed(report: Report) -> str:
-    """The speed of the dense CRF, in short."""
-    found = {(row["case"], row["threads"]): row["engines"] for row in report["results"]}
-    cells = []
-    for case in dict.fromkeys(case for case, _ in found):
-        runs = [found[case, threads] for threads in (1, 2)]
-        own = [engines["piecewise-training"] for engines in runs]
-        faster = ", ".join(f"{engine['times_faster']['blocks'][0]:.1f}" for engine in own)
-        peer = runs[0]["pydensecrf2"]["total_ms"]
-        cells.append((case, f"{peer:.0f}", *(f"{engine['total_ms']:.0f}" for engine in own), faster))
-    return markdown(["columns x rows x classes", "pydensecrf2", "1 thread", "2 threads", "times faster"], cells)
 
 
 def _data(report: Report) -> str:
@@ -380,8 +277,12 @@ PAGES: dict[str, Callable[[Report], str]] = {
     "context_ablation": context_ablation,
     "weak_nets": weak_nets,
     "degraded_labels": degraded_labels,
-    "dense_crf": dense_crf,
-    "dense_crf_gpu": dense_crf_gpu,
+    "dense_crf": speed_pages.dense_crf,
+    "dense_crf_peers": speed_pages.dense_crf_peers,
+    "dense_crf_options": speed_pages.dense_crf_options,
+    "dense_crf_start": speed_pages.dense_crf_start,
+    "dense_crf_gpu": speed_pages.dense_crf_gpu,
+    "context_step": speed_pages.context_step,
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,
@@ -389,7 +290,11 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "weak_nets": gains,
 }
 # The README's tables: between <!-- NAME --> and <!-- end -->.
-TABLES: dict[str, Callable[[Report], str]] = {"crf_gain": steps, "crf_gain_synthetic": steps, "dense_crf": speed}
+TABLES: dict[str, Callable[[Report], str]] = {
+    "crf_gain": steps,
+    "crf_gain_synthetic": steps,
+    "dense_crf": speed_pages.in_short,
+}
 
 
 def write_pages(results: Path, docs: Path) -> list[Path]:

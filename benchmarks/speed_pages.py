@@ -1,0 +1,196 @@
+"""The pages on speed that pages.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from tables import Report, markdown, origin
+
+
+def dense_crf(report: Report) -> str:
+    """The speed of the dense CRF."""
+    cells = []
+    for row in report["results"]:
+        engines = row["engines"]
+        own, other = engines["piecewise-training"], engines["pydensecrf2"]
+        cells.append(
+            (
+                f"{row['case']}, {_threads(row['threads'])}",
+                own["setup_ms"],
+                own["iteration_ms"],
+                own["total_ms"],
+                other["total_ms"],
+                *(_of_rounds(own["times_faster"][order], report["rounds"]) for order in ("blocks", "alternating")),
+            )
+        )
+    head = ["columns x rows x classes", "setup", "an iteration", "all", "pydensecrf2", "times faster", "alternating"]
+    return "\n\n".join(
+        [
+            "# How fast the dense CRF is",
+            f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians, "
+            "beside pydensecrf2 in the same process, which has one thread. Each engine's runs come in a block; in the "
+            "last column the engines take turns, so that each finds the other's data in the caches."
+            + (" In brackets the least and the most of some rounds." if report["rounds"] > 1 else ""),
+            markdown(head, cells),
+            origin(report),
+        ]
+    )
+
+
+def _of_rounds(ratio: Sequence[float], rounds: int) -> str:
+    """A median, and the least and the most of some rounds."""
+    median_of_all, least, most = ratio
+    return f"{median_of_all:.1f}" + (f" ({least:.1f} to {most:.1f})" if rounds > 1 else "")
+
+
+def dense_crf_gpu(report: Report) -> str:
+    """The speed of the dense CRF on a GPU."""
+    results, training = report["results"], report["training"]
+    engines = list(dict.fromkeys(engine for row in results for engine in row["ms_an_image"]))
+    own = [
+        (
+            f"{row['case']}, batch of {row['batch']}",
+            *(f"{median(times):.2f}" if (times := row["ms_an_image"].get(e)) else "" for e in engines),
+        )
+        for row in results
+    ]
+    kernels = [
+        (f"{row['case']} x {row['batch']}: {k['kernel']}", f"{1e3 * median(k['ms']):.0f}", k["ratio"])
+        for row in results
+        for k in row["kernels"]
+    ]
+    step = []
+    if training:
+        taken = ", ".join(f"{name} {median(times):.0f} ms" for name, times in training["ms"].items())
+        step.append(
+            f"A training step of five iterations, forwards and backwards, {training['case']} and a batch of "
+            f"{training['batch']}: {taken}."
+        )
+    return "\n\n".join(
+        [
+            f"# How fast the dense CRF is on an {report['machine']['device']}",
+            f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
+            "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
+            "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
+            markdown(["columns x rows x classes", *engines], own),
+            *step,
+            f"The steps of an iteration beside the time in which the bytes they need pass through memory, at the "
+            f"{report['copy_bytes_a_s'] / 1e9:.0f} GB/s of a copy.",
+            markdown(["", "microseconds", "times the floor"], kernels),
+            origin(report),
+        ]
+    )
+
+
+def dense_crf_peers(report: Report) -> str:
+    """The speed of the dense CRF beside that of every other engine."""
+    cells = [
+        (
+            f"{row['case']}, {_threads(row['threads'])}",
+            name,
+            *(engine[key] for key in ("setup_ms", "iteration_ms", "total_ms", "alternating_ms")),
+            f"{engine['peak_bytes'] / 1e6:.0f}",
+            f"{engine['difference']:.0e}",
+        )
+        for row in report["results"]
+        for name, engine in row["engines"].items()
+    ]
+    head = ["columns x rows x classes", "", "setup", "an iteration", "all", "alternating", "MB", "marginals differ by"]
+    return "\n\n".join(
+        [
+            "# The dense CRF beside other engines",
+            f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians; "
+            "the peak of memory beyond what a process had before; and by how much a marginal differs at most from "
+            "pydensecrf2's. crfseg is another model: its kernel is spatial alone, cut off after 5 pixels, and does not "
+            "see the image. Plain torch is our own reference. SimpleCRF does not build with this Python.",
+            markdown(head, cells),
+            origin(report),
+        ]
+    )
+
+
+def dense_crf_options(report: Report) -> str:
+    """What the dense CRF takes with other options than the usual."""
+    runs = report["results"]
+    cells = []
+    for name in runs[0]["ms"]:
+        beside = report["beside"].get(name, "")
+        times = [median(run["ms"][name]) for run in runs]
+        bases = [median(run["ms"][beside]) for run in runs] if beside else []
+        ratios = [f"{own / base:.2f}" for own, base in zip(times, bases, strict=True)] if beside else [""] * len(runs)
+        peak = report["peak_bytes"].get(name)
+        memory = f"{peak / report['score_bytes']:.1f}" if peak else ""
+        cells.append((name, *(value for pair in zip(times, ratios, strict=True) for value in pair), beside, memory))
+    head = [""]
+    for run in runs:
+        head += [_threads(run["threads"]), "ratio"]
+    return "\n\n".join(
+        [
+            "# What the options of the dense CRF take",
+            f"{report['size']} (columns x rows x classes), 10 iterations where nothing else is said, in milliseconds "
+            "an image, medians; the cases take turns. A ratio is that to the case named behind it. Memory is the peak "
+            "beyond what a process had before, in score maps, the lattices among it.",
+            markdown([*head, "to", "memory"], cells),
+            origin(report),
+        ]
+    )
+
+
+def dense_crf_start(report: Report) -> str:
+    """How long the first calls take."""
+    cells = [
+        (name, *(f"{value:.2f}" for value in (median(laps), min(laps), max(laps))))
+        for name, laps in report["seconds"].items()
+    ]
+    return "\n\n".join(
+        [
+            "# How the dense CRF starts",
+            f"What a first call takes beyond a third one, {report['size']}, in seconds; imports are not counted.",
+            markdown(["", "median", "least", "most"], cells),
+            origin(report),
+        ]
+    )
+
+
+def context_step(report: Report) -> str:
+    """What a step of piecewise training takes beside one of joint training."""
+    setup = report["setup"]
+    first = next(iter(report["seconds"]))
+    base, memory = median(report["seconds"][first]), report["peak_bytes"]
+    cells = [
+        (
+            name,
+            f"{median(found):.2f}",
+            f"{median(found) / base:.2f}",
+            f"{memory[name] / 1e6:.0f}",
+            f"{memory[name] / memory[first]:.2f}",
+        )
+        for name, found in report["seconds"].items()
+    ]
+    return "\n\n".join(
+        [
+            "# What a step of training with context takes",
+            f"{setup['trunk']}, {setup['batch']} images of {setup['size']}, {setup['classes']} classes; seconds and "
+            "megabytes of a step, and both beside the network alone.",
+            markdown(["", "s", "times (a)", "MB", "times (a)"], cells),
+            origin(report),
+        ]
+    )
+
+
+def in_short(report: Report) -> str:
+    """The speed of the dense CRF, in short."""
+    found = {(row["case"], row["threads"]): row["engines"] for row in report["results"]}
+    cells = []
+    for case in dict.fromkeys(case for case, _ in found):
+        runs = [found[case, threads] for threads in (1, 2)]
+        own = [engines["piecewise-training"] for engines in runs]
+        faster = ", ".join(f"{engine['times_faster']['blocks'][0]:.1f}" for engine in own)
+        peer = runs[0]["pydensecrf2"]["total_ms"]
+        cells.append((case, f"{peer:.0f}", *(f"{engine['total_ms']:.0f}" for engine in own), faster))
+    return markdown(["columns x rows x classes", "pydensecrf2", "1 thread", "2 threads", "times faster"], cells)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
