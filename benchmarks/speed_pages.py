@@ -91,7 +91,7 @@ def dense_crf_peers(report: Report) -> str:
             name,
             *(engine[key] for key in ("setup_ms", "iteration_ms", "total_ms", "alternating_ms")),
             f"{engine['peak_bytes'] / 1e6:.0f}",
-            f"{engine['difference']:.0e}",
+            f"{engine['difference']:.0e}" if engine["difference"] else "0",
         )
         for row in report["results"]
         for name, engine in row["engines"].items()
@@ -129,7 +129,8 @@ def dense_crf_options(report: Report) -> str:
         [
             "# What the options of the dense CRF take",
             f"{report['size']} (columns x rows x classes), 10 iterations where nothing else is said, in milliseconds "
-            "an image, medians; the cases take turns. A ratio is that to the case named behind it. Memory is the peak "
+            "an image, medians; the cases take turns. A ratio is that to the case named behind it. Backwards there are "
+            "gradients to scores, weights and K x K costs, and in the next row to bandwidths too. Memory is the peak "
             "beyond what a process had before, in score maps, the lattices among it.",
             markdown([*head, "to", "memory"], cells),
             origin(report),
