@@ -66,6 +66,7 @@ def recipe_levers(report: Report) -> str:
     cells = [
         (
             name,
+            row["steps"],
             100 * row["miou"],
             100 * row["accuracy"],
             100 * row["borders"]["trimap_4"],
@@ -76,9 +77,9 @@ def recipe_levers(report: Report) -> str:
     return "\n\n".join(
         [
             "# What was tried for the recipe",
-            "The network alone after a short training of always the same length and seed, in per cent; single changes, "
-            "and some of them together.",
-            markdown(["", "mIoU", "accuracy", "trimap 4 px", *classes], cells),
+            "The network alone after a short training, always with the same seed, in per cent; single changes, and "
+            "some of them together.",
+            markdown(["", "steps", "mIoU", "accuracy", "trimap 4 px", *classes], cells),
             origin(report),
             f"The configuration that they change:\n\n```yaml\n{report['config'].strip()}\n```",
         ]

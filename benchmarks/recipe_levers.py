@@ -27,6 +27,7 @@ from piecewise_training.trainer import PiecewiseTrainer
 _CROSS_ENTROPY = ["--training.loss", "cross_entropy"]
 VARIANTS: dict[str, list[str]] = {
     "base": [],
+    "twice the epochs": ["--training.stage1_epochs", "8"],
     "cross-entropy": _CROSS_ENTROPY,
     "cross-entropy, median class weights": [*_CROSS_ENTROPY, "--training.class_weights", "median"],
     "focal, which mines hard pixels": ["--training.loss", "focal"],
@@ -50,12 +51,14 @@ def train_and_judge(config: Path, options: list[str]) -> dict[str, Any]:
     trainer = PiecewiseTrainer(
         model, "cpu", model.num_classes, config=settings.training, seed=settings.seed, progress=False
     )
-    trainer.train_unary(train_loader(train_set, settings.data, settings.seed), settings.training.stage1_epochs)
+    loader = train_loader(train_set, settings.data, settings.seed)
+    trainer.train_unary(loader, settings.training.stage1_epochs)
     model.crf = None  # it is not looked at
     result = evaluate(model, val_loader(val_set, settings.data)).unary
     return {
         "options": options,
         "epochs": settings.training.stage1_epochs,
+        "steps": settings.training.stage1_epochs * len(loader),
         "seed": settings.seed,
         "classes": list(train_set.classes.names),
         **measuring.plain(result),
@@ -64,11 +67,11 @@ def train_and_judge(config: Path, options: list[str]) -> dict[str, Any]:
 
 def table(rows: dict[str, Any]) -> str:
     """The rows as text, in per cent."""
-    lines = [f"{'recipe':42} {'mIoU':>6} {'accuracy':>8} {'trimap 4':>8}  IoU of each class"]
+    lines = [f"{'recipe':42} {'steps':>5} {'mIoU':>6} {'accuracy':>8} {'trimap 4':>8}  IoU of each class"]
     for name, row in rows.items():
         shares = f"{100 * row['miou']:6.2f} {100 * row['accuracy']:8.2f} {100 * row['borders']['trimap_4']:8.2f}"
         classes = " ".join(f"{100 * iou:3.0f}" for iou in row["iou"])
-        lines.append(f"{name:42} {shares}  {classes}")
+        lines.append(f"{name:42} {row['steps']:5} {shares}  {classes}")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ ContextTraining = Literal["after", "together"]
 Loss = Literal["cross_entropy", "structured", "dice", "focal", "lovasz"]
 ClassWeights = Literal["none", "inverse", "median"]
 CRFImages = Literal["whole", "crops"]
-Precision = Literal["32", "bf16", "16"]
+Precision = Literal["32", "bf16", "16", 32, 16]  # the numbers are what YAML makes of these without quotes
 RelationName = Literal["surrounding", "above_below"]
 
 

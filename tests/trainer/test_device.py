@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 def test_names_for_lightning() -> None:
     assert [accelerator(torch.device(name)) for name in ("cpu", "cuda:1", "mps")] == ["cpu", "gpu", "mps"]
-    assert lightning_precision("32", CPU) == "32-true"
+    assert lightning_precision("32", CPU) == lightning_precision(32, CPU) == "32-true"
     assert [lightning_precision(name, torch.device("cuda")) for name in ("bf16", "16")] == ["bf16-mixed", "16-mixed"]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from piecewise_training.config import Precision
+
 logger = logging.getLogger(__name__)
 
 _WITHOUT_BFLOAT16 = ("NO AVX", "AVX2")  # torch's names of x86 processors without AVX-512, of which bfloat16 is a part
@@ -39,17 +41,18 @@ def accelerator(device: torch.device) -> str:
     return {"cuda": "gpu"}.get(device.type, device.type)
 
 
-def lightning_precision(precision: str, device: torch.device) -> Any:
+def lightning_precision(precision: Precision, device: torch.device) -> Any:
     """Lightning's name of a precision.
 
     Raises:
         ValueError: the device cannot work in it.
     """
-    if precision == "16" and device.type == "cpu":
+    name = str(precision)
+    if name == "16" and device.type == "cpu":
         raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
-    if precision == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BFLOAT16:
+    if name == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_BFLOAT16:
         logger.warning(
             "`precision` bf16 makes training slower on this processor, which has no instructions for bfloat16: a step "
             "of an EfficientNet-Lite0 took ten times as long as with 32"
         )
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[name]

@@ -105,7 +105,7 @@ def check_config(config: TrainConfig) -> None:
         hints = get_type_hints(type(owner))
         for name in names:
             if getattr(owner, name) not in get_args(hints[name]):
-                known = ", ".join(get_args(hints[name]))
+                known = ", ".join(dict.fromkeys(map(str, get_args(hints[name]))))
                 raise ValueError(f"`{name}` must be one of {known}; got {getattr(owner, name)!r}.")
     if not 0 <= config.ema < 1:
         raise ValueError(f"`ema` must be from 0 to below 1; got {config.ema}.")
