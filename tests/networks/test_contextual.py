@@ -102,6 +102,24 @@ def test_edges_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(crf(unary, features), expected)
 
 
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_messages_in_single_precision_under_autocast(
+    dtype: torch.dtype, residual: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever precision the network's scores come in: a GPU's autocast takes others than a CPU's."""
+    monkeypatch.setattr(contextual, "_KEPT", kept)
+    crf = with_potentials(4, 3, residual=residual)
+    features, unary = torch.randn(2, 4, 5, 6), torch.randn(2, 3, 5, 6).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = crf(unary, features.to(dtype))
+        found[:, 0].sum().backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(2, 5, 6), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, crf(unary.float(), features), atol=0.05, rtol=0)
+
+
 def test_starts_without_potentials() -> None:
     unary = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(ContextualCRF(4, 3)(unary, torch.randn(2, 4, 4, 5)), unary.log_softmax(1))

@@ -149,6 +149,7 @@ class ContextualCRF(nn.Module):
                 f"got {checks.describe(unary)} and {checks.describe(features)}."
             )
         scores = unary.flatten(2).mT
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         numbers = len(scores) * self.num_classes**2
         tell = [
             _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
@@ -204,6 +205,8 @@ def _messages(
 def _told(potential: Tensor, q: Tensor, edges: Tensor) -> Tensor:
     """What edges with these potentials tell the nodes at both of their ends."""
     start, end = edges
-    forth = (potential @ q[:, end, :, None])[..., 0]
-    back = (q[:, start, None, :] @ potential)[..., 0, :]
-    return torch.zeros_like(q).index_add(1, start, forth).index_add(1, end, back)
+    with torch.autocast(q.device.type, enabled=False):  # as those of the dense CRF, in single precision
+        potential = potential.to(q.dtype)
+        forth = (potential @ q[:, end, :, None])[..., 0]
+        back = (q[:, start, None, :] @ potential)[..., 0, :]
+        return torch.zeros_like(q).index_add(1, start, forth).index_add(1, end, back)
