@@ -18,13 +18,14 @@ from piecewise_training.crf import (
     _numba_build,
     _numba_filter,
     _numba_layout,
+    _numba_moments,
     _numba_sweep,
     _reference,
     dense_crf,
 )
 from tests.crf.oracle import unit
 
-KERNELS = (_numba_backward, _numba_binary, _numba_build, _numba_filter, _numba_layout, _numba_sweep)
+KERNELS = (_numba_backward, _numba_binary, _numba_build, _numba_filter, _numba_layout, _numba_moments, _numba_sweep)
 # Batch, features, points, channels.
 SHAPES = [(1, 1, 1, 1), (1, 2, 7, 3), (2, 5, 60, 16), (3, 3, 33, 17), (1, 8, 40, 40)]
 
@@ -56,6 +57,29 @@ def test_normalizes_as_the_reference(symmetric: bool) -> None:
     features = torch.randn(2, 3, 50)
     ours, expected = (k.normalizer(k.build(*unit(features)), symmetric) for k in (_numba, _reference))
     torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 900, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gradients_of_the_normalizer_are_those_of_the_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, symmetric: bool
+) -> None:
+    batch, dims, points, _ = shape
+    features = 1e3 + torch.randn(batch, dims, points, dtype=dtype) * 4
+    bandwidths = torch.linspace(0.5, 2.0, dims, dtype=dtype)
+    gradient = torch.randn(batch, 1, points, dtype=dtype)
+    found = []
+    for kernels in (_numba, _reference):
+        lattices = kernels.build(features, bandwidths)
+        scale = kernels.normalizer(lattices, symmetric)
+        given = lattices, features, bandwidths, scale, gradient, symmetric
+        found.append(kernels.normalizer_gradients(*given, True))
+        assert kernels.normalizer_gradients(*given, False)[0] is None
+    tolerance = {"rtol": 1e-3, "atol": 5e-3} if dtype == torch.float32 else {}  # sums of what cancels
+    for ours, expected in zip(*found, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, expected, **tolerance)
 
 
 def make_terms(
@@ -113,17 +137,19 @@ def test_gradients_are_those_of_the_reference(
         return None if value is None else value.double().requires_grad_()
 
     work, mixed = logits.double().requires_grad_(), [m.double().requires_grad_() for m in mixtures]
-    doubled = [
-        _reference.Normalized([(s, v, w.double(), n) for s, v, w, n in tables], leaf(before), leaf(after))
-        for tables, before, after in terms["reference"]
-    ]
+    doubled = []
+    for tables, before, after in terms["reference"]:
+        first = leaf(before)
+        last = first if before is after else leaf(after)
+        doubled.append(_reference.Normalized([(s, v, w.double(), n) for s, v, w, n in tables], first, last))
     _reference.mean_field(doubled, mixed, work, 3, grid).backward(gradient.double())
     torch.testing.assert_close(to_logits, work.grad.float(), rtol=1e-4, atol=1e-4)
     for term, mixture, (products, before, after, _) in zip(doubled, mixed, slopes, strict=True):
         mine = [products, products.diagonal(), products.diagonal().sum()][2 - mixture.ndim]
         torch.testing.assert_close(mine, mixture.grad, rtol=1e-4, atol=1e-4 * float(products.abs().max()))
+        assert (after is None) == (term.before is term.after)
         for found, factor in ((before, term.before), (after, term.after)):
-            if factor is not None:
+            if factor is not None and found is not None:
                 found = found if len(factor) == len(found) else found.sum(0, keepdim=True)
                 scale = float(factor.grad.abs().max())
                 torch.testing.assert_close(found.double(), factor.grad, rtol=1e-4, atol=1e-4 * scale)
@@ -148,7 +174,8 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
             term = _reference.Normalized(lattices, factor, factor)
             log_q, kept = _numba.mean_field([term], [torch.eye(3)], logits, 3, (300, 200), keep=True)
             to_logits, (slopes,) = _numba.mean_field_gradients(kept, log_q, logits, [unit(features)])
-            results.append([log_q, to_logits, *slopes])
+            through = _numba.normalizer_gradients(lattices, *unit(features), factor, slopes[1], True, True)
+            results.append([log_q, to_logits, *(slope for slope in slopes if slope is not None), *through])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

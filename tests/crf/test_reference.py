@@ -94,3 +94,23 @@ def test_moments_are_filtered_products() -> None:
     for d in range(3):
         filtered = _reference.splat_blur_slice(tables, features[:, d : d + 1] * values, transpose=True)
         torch.testing.assert_close(ours[:, d], (filtered * against).sum(1))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gradients_of_the_normalizer(symmetric: bool) -> None:
+    """With the exact sum for a filter they are those that autograd finds through it."""
+    features = torch.rand(2, 3, 20, dtype=torch.float64, requires_grad=True)
+    bandwidths = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    gradient = torch.randn(2, 1, 20, dtype=torch.float64)
+
+    def filtered(values: torch.Tensor, transpose: bool) -> torch.Tensor:
+        del transpose
+        scaled = features / bandwidths[:, None]
+        return torch.stack([_reference.exact_sum(f, v) for f, v in zip(scaled, values, strict=True)])
+
+    sums = filtered(torch.ones(2, 1, 20, dtype=torch.float64), False)
+    scale = sums.rsqrt() if symmetric else sums.reciprocal()
+    expected = torch.autograd.grad(scale, (features, bandwidths), gradient, retain_graph=True)
+    ours = _reference.through_normalizer(filtered, features, bandwidths, scale, gradient, symmetric, True)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other)

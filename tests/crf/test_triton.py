@@ -122,7 +122,12 @@ def test_points_that_cannot_be_placed(device: torch.device, value: float, messag
 def test_normalizer_and_moments(kernels: ModuleType, device: torch.device, symmetric: bool) -> None:
     features, ones = points(2, 2, 8, 1.0, device), torch.ones(2, device=device)
     ours, theirs = (module.build(features, ones) for module in (kernels, _reference))
-    torch.testing.assert_close(kernels.normalizer(ours, symmetric), _reference.normalizer(theirs, symmetric))
+    scale = _reference.normalizer(theirs, symmetric)
+    torch.testing.assert_close(kernels.normalizer(ours, symmetric), scale)
+    given = features, ones, scale, torch.randn(2, 1, 8, device=device), symmetric, True
+    through = kernels.normalizer_gradients(ours, *given)
+    for found, expected in zip(through, _reference.normalizer_gradients(theirs, *given), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     values, against = torch.randn(2, 2, 3, 8, device=device)
     found = kernels.moments(ours, features, values, against, symmetric)
     torch.testing.assert_close(

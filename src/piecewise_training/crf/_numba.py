@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield
+from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield, _numba_moments
 from piecewise_training.crf._numba_binary import BinaryMeanField, is_binary
 from piecewise_training.crf._numba_meanfield import MeanField
 from piecewise_training.crf._numba_parts import MOST_PARTS, PIXELS_A_PART, Run, Term
@@ -92,6 +92,48 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     return torch.from_numpy(sums)
 
 
+def normalizer_gradients(
+    lattices: Sequence[Tables],
+    features: Float[Tensor, "b d n"],
+    bandwidths: Float[Tensor, " d"],
+    scale: Float[Tensor, "b 1 n"],
+    gradient: Float[Tensor, "b 1 n"],
+    symmetric: bool,
+    to_features: bool,
+) -> tuple[Tensor | None, Float[Tensor, " d"]]:
+    """From the gradient to a `scale` those to features and bandwidths; see `_reference.normalizer_gradients`.
+
+    Without operations of torch: its threads would go on spinning beside ours.
+    """
+    feature, bandwidth, own = _array(features), _array(bandwidths), _array(scale)
+    dims, points = feature.shape[1:]
+    f = np.empty((len(own), dims, points), own.dtype)
+    rows = np.empty((len(own), 1 + dims, points), own.dtype)  # what is sent: the gradient to the sums, and f times it
+    received = _array(gradient) * (own.dtype.type(-0.5 if symmetric else -1) * own)
+    rows[:, :1] = received * (own * own if symmetric else own)
+
+    def fill(index: tuple[int, int]) -> None:
+        image, dim = index
+        _numba_moments.centre(feature[image % len(feature), dim], float(bandwidth[dim]), f[index])
+        np.multiply(f[index], rows[image, 0], out=rows[image, 1 + dim])
+
+    def spread(index: tuple[int, int]) -> float:
+        image, dim = index
+        return float(_numba_moments.spread(f[index], both[image, 0], back[image, 1 + dim]))
+
+    every = list(np.ndindex(len(own), dims))
+    with team() as run:
+        run(fill, every)
+        back = splat_blur_slice(lattices, torch.from_numpy(rows), True).numpy()
+        both = received + back[:, :1]
+        spreads = np.reshape(run(spread, every), (len(own), dims)).sum(0)
+    to_points = None
+    if to_features:
+        filtered = splat_blur_slice(lattices, torch.from_numpy(f)).numpy()
+        to_points = torch.from_numpy((rows[:, :1] * filtered + back[:, 1:] - f * both) / bandwidth[:, None])
+    return to_points, torch.from_numpy((spreads / bandwidth).astype(bandwidth.dtype))
+
+
 def _filter_one(tables: Arrays, values: np.ndarray, transpose: bool, out: np.ndarray, run: Run) -> None:
     """Filters a single channel, as normalisation does."""
     *points, neighbours = tables
@@ -124,15 +166,6 @@ def moments(
     feature, source, other = _array(features), _array(values), _array(against)
     tables = _arrays(lattices)
 
-    side_by_side = min(_BLOCK, -(-dims * batch // torch.get_num_threads()))  # of a single channel so many features
-
-    def together(index: tuple[int, int]) -> None:
-        image, first = index
-        block = slice(first, first + side_by_side)
-        lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
-        _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
-        parts[image, block, 0] *= other[image]
-
     def task(index: tuple[int, int, int]) -> None:
         image, dim, part = index
         block = slice(blocks[part], blocks[part] + _BLOCK)
@@ -141,10 +174,7 @@ def moments(
         _numba_filter.slice_dot(*tables[image][:3], lattice, other[image, block], parts[index])
 
     with team() as run:
-        if channels == 1:
-            run(together, [(image, first) for image in range(batch) for first in range(0, dims, side_by_side)])
-        else:
-            run(task, np.ndindex(batch, dims, len(blocks)))
+        run(task, np.ndindex(batch, dims, len(blocks)))
     return torch.from_numpy(parts.sum(2))
 
 
@@ -256,8 +286,10 @@ def _of_batch(slopes: Sequence[_numba_backward.Slopes]) -> list[Tensor | None]:
     learned = [own.learned for own in slopes if own.learned is not None]
     if not learned:
         return [mixture, None, None, None]
-    before, after, spreads = (np.stack(parts) for parts in zip(*learned, strict=True))
-    return [mixture, *(torch.from_numpy(f[:, None]) for f in (before, after)), torch.from_numpy(spreads.sum(0))]
+    before, after, spreads = zip(*learned, strict=True)
+    to_before = torch.from_numpy(np.stack(before)[:, None])
+    to_after = None if after[0] is None else torch.from_numpy(np.stack(after)[:, None])
+    return [mixture, to_before, to_after, torch.from_numpy(np.sum(spreads, 0))]
 
 
 def _of_image(terms: Sequence[Normalized], mixtures: Sequence[Tensor], image: int) -> list[Term]:

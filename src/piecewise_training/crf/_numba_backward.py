@@ -17,6 +17,7 @@ import numpy as np
 
 from piecewise_training.crf import _numba_sweep as kernels
 from piecewise_training.crf._numba_meanfield import IMPOSSIBLE, LOG2_E, Buffers, MeanField, Rows
+from piecewise_training.crf._numba_moments import centre, spread
 from piecewise_training.crf._numba_parts import Run
 from piecewise_training.crf._workspace import Spare, Workspace
 
@@ -26,12 +27,12 @@ class Slopes(NamedTuple):
 
     Attributes:
         mixture: (K, K) float64.
-        learned: where features are given, to the factors before (N,) and after (N,), and for each feature the sum of
-            k_ij (f_i - f_j)² g_i v_j.
+        learned: where features are given, to the factors before (N,) and after (N,), or if these are one to that one
+            and None, and for each feature the sum of k_ij (f_i - f_j)² g_i v_j.
     """
 
     mixture: np.ndarray
-    learned: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    learned: tuple[np.ndarray, np.ndarray | None, np.ndarray] | None
 
 
 def gradients(
@@ -65,7 +66,7 @@ def gradients(
     forth = [state.weight(term, LOG2_E) for term in terms]
     back = [state.weight(term, 1, transpose=True) for term in terms]
     products = [np.zeros((state.channels, state.channels)) for _ in terms]
-    moments = [None if pair is None else _Moments(state, term, *pair, lent) for term, pair in enumerate(features)]
+    moments = [None if pair is None else _Moments(state, term, *pair, lent, run) for term, pair in enumerate(features)]
     learned = [moment for moment in moments if moment is not None]
     state.enter(state.scores, LOG2_E, IMPOSSIBLE, scores, run)
     state.enter(gradient, np.float32(1), np.float32(0), total, run)
@@ -112,7 +113,7 @@ def gradients(
         run(lambda index: index[0].filter(*index[1:], work), further)
         run(update, state.parts)
     state.leave(total, out, run)
-    spreads = run(lambda found: None if found is None else found.slopes(), moments)
+    spreads = [None if found is None else found.slopes(run) for found in moments]
     mixtures = [products[term][: state.classes, : state.classes] * state.weight_of_blur(term) for term in terms]
     return [Slopes(*pair) for pair in zip(mixtures, spreads, strict=True)]
 
@@ -130,17 +131,17 @@ class _Moments:
         features: (d, N).
         bandwidths: (d,).
         space: memory for the tables.
+        run: calls a function for each of some items, on threads.
     """
 
     def __init__(
-        self, state: MeanField, term: int, features: np.ndarray, bandwidths: np.ndarray, space: Workspace
+        self, state: MeanField, term: int, features: np.ndarray, bandwidths: np.ndarray, space: Workspace, run: Run
     ) -> None:
         dims, pixels = features.shape
         self._state, self._term = state, term
-        # In bandwidths and from their mean: far from the origin the terms of a moment would cancel.
-        self._features = np.take(features, state.layout.order, 1)  # which indexing would leave transposed
-        self._features /= bandwidths[:, None]
-        self._features -= self._features.mean(1, keepdims=True)
+        self._features = np.empty((dims, pixels), np.float32)
+        order = state.layout.order
+        run(lambda dim: centre(features[dim, order], float(bandwidths[dim]), self._features[dim]), range(dims))
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
         self._cross = np.zeros((len(state.parts), dims))  # of each part's pixels the sums of f_j v_j (K f g)_j
         # A part numbers its copies over all terms, and the tables hold this term's alone: so many come before them.
@@ -204,12 +205,13 @@ class _Moments:
         )
         return (layout.groups[part], layout.bounds[part + 1]), rows.reshape(-1), place
 
-    def slopes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The gradients to the factors before and after, and the spreads."""
+    def slopes(self, run: Run) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """The gradients to the factors before and after, as in `Slopes`, and the spreads."""
         positions, term = self._state.layout.positions, self._state.terms[self._term]
         self._received /= LOG2_E
-        received, sent = self._received[positions], self._sent[positions]
-        both = self._received.astype(np.float64) + self._sent
-        # Not a product of vectors: BLAS would wake threads of its own, which go on spinning beside the caller's.
-        squares = np.array([np.sum(np.square(feature, dtype=np.float64) * both) for feature in self._features])
-        return sent / term.before, received / term.after, squares - 2 * self._cross.sum(0)
+        both, crossed_apart = self._received + self._sent, np.zeros_like(self._sent)
+        squares = np.array(run(lambda feature: spread(feature, both, crossed_apart), self._features))
+        spreads = squares - 2 * self._cross.sum(0)
+        if term.before is term.after:
+            return both[positions] / term.before, None, spreads
+        return self._sent[positions] / term.before, self._received[positions] / term.after, spreads

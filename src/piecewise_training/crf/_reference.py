@@ -7,7 +7,8 @@ with the scaling of Krähenbühl & Koltun's dense CRF. Every kernel elsewhere is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,40 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     ones = torch.stack([torch.ones_like(weights[None, :, 0]) for _, _, weights, _ in lattices])
     sums = splat_blur_slice(lattices, ones) + 1e-20
     return sums.rsqrt() if symmetric else sums.reciprocal()
+
+
+def normalizer_gradients(
+    lattices: Sequence[Tables],
+    features: Float[Tensor, "b d n"],
+    bandwidths: Float[Tensor, " d"],
+    scale: Float[Tensor, "b 1 n"],
+    gradient: Float[Tensor, "b 1 n"],
+    symmetric: bool,
+    to_features: bool,
+) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
+    """From the gradient to a `scale` of `normalizer` those to the features, if asked for, and to the bandwidths."""
+    filtered = partial(splat_blur_slice, lattices)
+    return through_normalizer(filtered, features, bandwidths, scale, gradient, symmetric, to_features)
+
+
+def through_normalizer(
+    filtered: Callable[[Tensor, bool], Tensor],
+    features: Float[Tensor, "b d n"],
+    bandwidths: Float[Tensor, " d"],
+    scale: Float[Tensor, "b 1 n"],
+    gradient: Float[Tensor, "b 1 n"],
+    symmetric: bool,
+    to_features: bool,
+) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
+    """The same with any filter, which is given values and whether it is to be transposed."""
+    f = centred(features, bandwidths)
+    slope = gradient * (-0.5 * scale**3 if symmetric else -(scale**2))  # to the sums of the kernel
+    back = filtered(torch.cat([slope, f * slope], 1), True)
+    sent, cross = back[:, :1], back[:, 1:]
+    both = gradient * (-0.5 * scale if symmetric else -scale) + sent  # with what each point has received
+    spread = f * (f * both - 2 * cross)  # of k_ij (f_i - f_j)² g_i
+    to_points = (slope * filtered(f, False) + cross - f * both) / bandwidths[:, None] if to_features else None
+    return to_points, spread.sum((0, 2)) / bandwidths
 
 
 def moments(

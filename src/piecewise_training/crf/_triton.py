@@ -9,13 +9,14 @@ update and the last waits for the GPU. For so few points that it would wait for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from piecewise_training.crf._reference import Normalized
+from piecewise_training.crf._reference import Normalized, through_normalizer
 from piecewise_training.crf._triton_backward import Kept, Step, mean_field_gradients
 from piecewise_training.crf._triton_build import Plan, build, on_the_gpu_of
 from piecewise_training.crf._triton_pass import (
@@ -33,7 +34,15 @@ from piecewise_training.crf._triton_pass import (
     row_width,
 )
 
-__all__ = ["build", "mean_field", "mean_field_gradients", "moments", "normalizer", "splat_blur_slice"]
+__all__ = [
+    "build",
+    "mean_field",
+    "mean_field_gradients",
+    "moments",
+    "normalizer",
+    "normalizer_gradients",
+    "splat_blur_slice",
+]
 
 _ONE_LAUNCH = 1 << 18  # points; with more the GPU does not wait for launches, and is faster with a kernel for each step
 
@@ -56,6 +65,20 @@ def normalizer(plan: Plan, symmetric: bool) -> Float[Tensor, "b 1 n"]:
     shape = torch.Size((len(plan), 1, plan.points))
     ones = plan.weights.new_ones(shape.numel(), 1)
     return _filtered(plan, ones, shape, False, "inverse_root" if symmetric else "inverse")
+
+
+def normalizer_gradients(
+    plan: Plan,
+    features: Float[Tensor, "b d n"],
+    bandwidths: Float[Tensor, " d"],
+    scale: Float[Tensor, "b 1 n"],
+    gradient: Float[Tensor, "b 1 n"],
+    symmetric: bool,
+    to_features: bool,
+) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
+    """From the gradient to a `scale` those to features and bandwidths; see `_reference.normalizer_gradients`."""
+    filtered = partial(splat_blur_slice, plan)
+    return through_normalizer(filtered, features, bandwidths, scale, gradient, symmetric, to_features)
 
 
 @on_the_gpu_of(1)

@@ -98,8 +98,8 @@ class GaussianKernel:
     def _scale(self, symmetric: bool) -> Tensor:
         if self.features is None:
             return self.operator.normalizer(symmetric)
-        sums = self._filter(torch.ones_like(self.features[:, :1])) + 1e-20
-        return sums.rsqrt() if symmetric else sums.reciprocal()
+        scale: Tensor = _Scale.apply(self.features, self.bandwidths, self.operator, symmetric)
+        return scale
 
 
 def gaussian_filter(
@@ -180,3 +180,20 @@ class _Filter(torch.autograd.Function):
                 moments = moments + ctx.operator.moments(f, gradient, values, transpose=True)
                 to_features = (moments - f * (received + sent)) / bandwidths[:, None]
         return to_features, to_bandwidths, back, None
+
+
+class _Scale(torch.autograd.Function):
+    """One over what the filter makes of ones, or over its root, with its gradients to features and bandwidths."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, bandwidths: Tensor, operator: Operator, symmetric: bool) -> Tensor:
+        scale = operator.normalizer(symmetric)
+        ctx.operator, ctx.symmetric = operator, symmetric
+        ctx.save_for_backward(features, bandwidths, scale)
+        return scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        how = ctx.symmetric, ctx.needs_input_grad[0]
+        return *ctx.operator.normalizer_gradients(*ctx.saved_tensors, gradient, *how), None, None

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training import checks
-from piecewise_training.crf._reference import FARTHEST, Normalized, Tables
+from piecewise_training.crf._reference import FARTHEST, Normalized, Tables, through_normalizer
 from piecewise_training.crf.separable import SeparableOperator
 
 Backend = Literal["auto", "numba", "triton", "reference", "exact"]
@@ -140,6 +140,21 @@ class LatticeOperator:
         """One over what the filter makes of ones, or over its root."""
         return self._kernels.normalizer(self._tables, symmetric)
 
+    def normalizer_gradients(
+        self,
+        features: Float[Tensor, "b d n"],
+        bandwidths: Float[Tensor, " d"],
+        scale: Float[Tensor, "b 1 n"],
+        gradient: Float[Tensor, "b 1 n"],
+        symmetric: bool,
+        to_features: bool,
+    ) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
+        """From the gradient to a `scale` of `normalizer` those to features, if asked for, and to bandwidths."""
+        found: tuple[Tensor | None, Tensor] = self._kernels.normalizer_gradients(
+            self._tables, features, bandwidths, scale, gradient, symmetric, to_features
+        )
+        return found
+
     def filter(self, values: Float[Tensor, "b c n"], transpose: bool = False) -> Float[Tensor, "b c n"]:
         """Filters c channels of each image. The transposed operator differs by the order of the blur's axes."""
         return self._kernels.splat_blur_slice(self._tables, values, transpose)
@@ -171,6 +186,18 @@ class ExactOperator:
         """One over the sum of the kernel around each point, or over its root."""
         sums = self.filter(torch.ones_like(self._features[:, :1])) + 1e-20
         return sums.rsqrt() if symmetric else sums.reciprocal()
+
+    def normalizer_gradients(
+        self,
+        features: Float[Tensor, "b d n"],
+        bandwidths: Float[Tensor, " d"],
+        scale: Float[Tensor, "b 1 n"],
+        gradient: Float[Tensor, "b 1 n"],
+        symmetric: bool,
+        to_features: bool,
+    ) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
+        """From the gradient to a `scale` of `normalizer` those to features, if asked for, and to bandwidths."""
+        return through_normalizer(self.filter, features, bandwidths, scale, gradient, symmetric, to_features)
 
     def moments(
         self,

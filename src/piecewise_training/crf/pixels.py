@@ -109,16 +109,6 @@ def require_memory(scores: Float[Tensor, "b k h w"], features: Sequence[int]) ->
     _memory.require(needed, f"Refining {images} x {height} x {width} pixels of {classes} classes")
 
 
-def pixel_positions(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 n"]:
-    """The (x, y) of every pixel in row-major order, in the dtype and on the device of `like`."""
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=like.dtype, device=like.device),
-        torch.arange(width, dtype=like.dtype, device=like.device),
-        indexing="ij",
-    )
-    return torch.stack([x, y]).reshape(1, 2, height * width)
-
-
 def _spatial_kernel(
     height: int, width: int, std: Tensor, spatial: Spatial, normalization: Normalization, backend: Backend
 ) -> GaussianKernel:
@@ -126,7 +116,8 @@ def _spatial_kernel(
         raise ValueError(f"`spatial` must be lattice or exact; got {spatial!r}.")
     bandwidths = torch.stack([std, std])
     operator = backend if spatial == "lattice" else SeparableOperator((height, width), bandwidths)
-    return GaussianKernel(pixel_positions(height, width, std), bandwidths, operator, normalization)
+    positions = _pixel_features(std.new_empty(1, 0, height, width), std.dtype)
+    return GaussianKernel(positions, bandwidths, operator, normalization)
 
 
 @lru_cache(maxsize=4)
@@ -147,7 +138,7 @@ def _fixed_spatial_kernel(
 
 
 def _pixel_features(image: Tensor, dtype: torch.dtype) -> Float[Tensor, "b f n"]:
-    """Position and colour of every pixel."""
+    """Position and colour of every pixel, in row-major order; positions alone for an image without channels."""
     batch, channels, height, width = image.shape
     if image.device.type == "cpu" and not image.requires_grad and image.dtype != torch.bfloat16:
         # NumPy, because torch's threads would go on spinning beside those of the kernels.

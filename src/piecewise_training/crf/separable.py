@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from piecewise_training.crf._reference import through_normalizer
+
 
 class SeparableOperator:
     r"""The Gaussian :math:`\prod_a \exp(-(i_a - j_a)^2 / 2\theta_a^2)` over a grid of any number of axes.
@@ -50,6 +52,18 @@ class SeparableOperator:
         ones = self._matrices[0].new_ones(1, 1, math.prod(self._shape))
         sums = self.filter(ones) + 1e-20
         return sums.rsqrt() if symmetric else sums.reciprocal()
+
+    def normalizer_gradients(
+        self,
+        features: Float[Tensor, "1 2 n"],
+        bandwidths: Float[Tensor, " 2"],
+        scale: Float[Tensor, "1 1 n"],
+        gradient: Float[Tensor, "1 1 n"],
+        symmetric: bool,
+        to_features: bool,
+    ) -> tuple[Float[Tensor, "1 2 n"] | None, Float[Tensor, " 2"]]:
+        """From the gradient to a `scale` of `normalizer` those to features, if asked for, and to bandwidths."""
+        return through_normalizer(self.filter, features, bandwidths, scale, gradient, symmetric, to_features)
 
 
 def _gaussian(size: int, std: Tensor) -> Tensor:
