@@ -108,3 +108,9 @@ def test_unknown_names() -> None:
         spatial_kernel(2, 2, 1.0, like=LIKE, spatial="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`normalization` must be one of none, before, after, symmetric; got 'both'"):
         spatial_kernel(2, 2, 1.0, like=LIKE, normalization="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8, torch.int64])
+def test_spatial_kernels_of_other_types_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="`features` must be"):
+        spatial_kernel(3, 4, 2.7, like=torch.zeros((), dtype=dtype))
