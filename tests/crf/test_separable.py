@@ -24,10 +24,11 @@ def test_is_the_sum_over_all_pairs(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(operator.normalizer(True)[0, 0].numpy(), sums**-0.5)
 
 
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-def test_gradient_to_the_bandwidths(normalization: str) -> None:
-    place = torch.tensor(np.indices((3, 4)).reshape(1, 2, 12), dtype=torch.float64)
-    values = torch.randn(1, 2, 12, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("normalization", ["none", "before", "after", "symmetric"])
+def test_gradient_to_the_bandwidths(normalization: str, images: int) -> None:
+    place = torch.tensor(np.indices((3, 4)).reshape(1, 2, 12), dtype=torch.float64).repeat(images, 1, 1)
+    values = torch.randn(images, 2, 12, dtype=torch.float64, requires_grad=True)
 
     def run(stds: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return GaussianKernel(place, stds, SeparableOperator((3, 4), stds), normalization)(values)  # type: ignore[arg-type]

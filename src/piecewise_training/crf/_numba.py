@@ -114,7 +114,7 @@ def normalizer_gradients(
 
     def fill(index: tuple[int, int]) -> None:
         image, dim = index
-        _numba_moments.centre(feature[image % len(feature), dim], float(bandwidth[dim]), f[index])
+        _numba_moments.centre(feature[index], float(bandwidth[dim]), f[index])
         np.multiply(f[index], rows[image, 0], out=rows[image, 1 + dim])
 
     def spread(index: tuple[int, int]) -> float:
@@ -166,6 +166,15 @@ def moments(
     feature, source, other = _array(features), _array(values), _array(against)
     tables = _arrays(lattices)
 
+    side_by_side = min(_BLOCK, -(-dims * batch // torch.get_num_threads()))  # of a single channel so many features
+
+    def together(index: tuple[int, int]) -> None:
+        image, first = index
+        block = slice(first, first + side_by_side)
+        lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
+        _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
+        parts[image, block, 0] *= other[image]
+
     def task(index: tuple[int, int, int]) -> None:
         image, dim, part = index
         block = slice(blocks[part], blocks[part] + _BLOCK)
@@ -174,7 +183,10 @@ def moments(
         _numba_filter.slice_dot(*tables[image][:3], lattice, other[image, block], parts[index])
 
     with team() as run:
-        run(task, np.ndindex(batch, dims, len(blocks)))
+        if channels == 1:
+            run(together, [(image, first) for image in range(batch) for first in range(0, dims, side_by_side)])
+        else:
+            run(task, np.ndindex(batch, dims, len(blocks)))
     return torch.from_numpy(parts.sum(2))
 
 
@@ -262,6 +274,11 @@ def mean_field_gradients(
         log_q: what it gave.
         gradient: that to log_q.
         features: each term's, for each image or for all, and its bandwidths, where these are learned.
+
+    Returns:
+        The gradient to the logits, and for each term those named above; where one factor serves before and after, the
+        whole gradient to it in the first place and None in the second. Instead of that to bandwidths there is, for each
+        feature, the sum of k_ij (f_i - f_j)² g_i v_j.
     """
     to_logits = torch.empty(log_q.shape)
     found: list[Any] = [None] * len(states)

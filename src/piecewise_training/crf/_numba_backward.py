@@ -209,8 +209,9 @@ class _Moments:
         """The gradients to the factors before and after, as in `Slopes`, and the spreads."""
         positions, term = self._state.layout.positions, self._state.terms[self._term]
         self._received /= LOG2_E
-        both, crossed_apart = self._received + self._sent, np.zeros_like(self._sent)
-        squares = np.array(run(lambda feature: spread(feature, both, crossed_apart), self._features))
+        both = self._received + self._sent
+        nothing = np.zeros_like(both)  # what came back for the features has been summed up on the way
+        squares = np.array(run(lambda feature: spread(feature, both, nothing), self._features))
         spreads = squares - 2 * self._cross.sum(0)
         if term.before is term.after:
             return both[positions] / term.before, None, spreads

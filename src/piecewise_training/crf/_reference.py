@@ -84,13 +84,23 @@ def through_normalizer(
     symmetric: bool,
     to_features: bool,
 ) -> tuple[Float[Tensor, "b d n"] | None, Float[Tensor, " d"]]:
-    """The same with any filter, which is given values and whether it is to be transposed."""
+    """`normalizer_gradients` by any filter.
+
+    Args:
+        filtered: gives filtered values (b, c, n), by the transposed filter if its second argument is true.
+        features: the points.
+        bandwidths: what they were divided by.
+        scale: one over the filtered ones, or over their root.
+        gradient: that to the scale.
+        symmetric: whether it was the root.
+        to_features: whether the gradient to the features is wanted; None stands for it if not.
+    """
     f = centred(features, bandwidths)
     slope = gradient * (-0.5 * scale**3 if symmetric else -(scale**2))  # to the sums of the kernel
     back = filtered(torch.cat([slope, f * slope], 1), True)
     sent, cross = back[:, :1], back[:, 1:]
     both = gradient * (-0.5 * scale if symmetric else -scale) + sent  # with what each point has received
-    spread = f * (f * both - 2 * cross)  # of k_ij (f_i - f_j)² g_i
+    spread = f * (f * both - 2 * cross)  # its sum is that of k_ij (f_i - f_j)² slope_i
     to_points = (slope * filtered(f, False) + cross - f * both) / bandwidths[:, None] if to_features else None
     return to_points, spread.sum((0, 2)) / bandwidths
 

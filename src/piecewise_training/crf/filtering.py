@@ -187,7 +187,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, bandwidths: Tensor, operator: Operator, symmetric: bool) -> Tensor:
-        scale = operator.normalizer(symmetric)
+        scale = operator.normalizer(symmetric).expand(len(features), -1, -1)  # a grid has one for all images
         ctx.operator, ctx.symmetric = operator, symmetric
         ctx.save_for_backward(features, bandwidths, scale)
         return scale

@@ -133,7 +133,10 @@ class LatticeOperator:
     def infer_gradients(
         self, kept: Any, log_q: Tensor, gradient: Tensor, features: Sequence[tuple[Tensor, Tensor] | None]
     ) -> tuple[Tensor, list[list[Tensor | None]]]:
-        """The gradients to the logits, and for each term to its mixture, its factors and its bandwidths."""
+        """The gradients to the logits, and for each term to its mixture and factors, and the spread of each feature.
+
+        Where one factor serves before and after filtering, its gradient may come as that to the first alone.
+        """
         return self._kernels.mean_field_gradients(kept, log_q, gradient, features)
 
     def normalizer(self, symmetric: bool) -> Float[Tensor, "b 1 n"]:

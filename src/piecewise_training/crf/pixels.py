@@ -116,7 +116,9 @@ def _spatial_kernel(
         raise ValueError(f"`spatial` must be lattice or exact; got {spatial!r}.")
     bandwidths = torch.stack([std, std])
     operator = backend if spatial == "lattice" else SeparableOperator((height, width), bandwidths)
-    positions = _pixel_features(std.new_empty(1, 0, height, width), std.dtype).to(std.dtype)  # which is looked at next
+    positions = _pixel_features(std.new_empty(1, 0, height, width), std.dtype)
+    # Of any type: the kernel refuses those that a std may have been cut to.
+    positions = positions.to(std.dtype)
     return GaussianKernel(positions, bandwidths, operator, normalization)
 
 

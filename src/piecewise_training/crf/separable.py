@@ -55,13 +55,13 @@ class SeparableOperator:
 
     def normalizer_gradients(
         self,
-        features: Float[Tensor, "1 2 n"],
-        bandwidths: Float[Tensor, " 2"],
-        scale: Float[Tensor, "1 1 n"],
-        gradient: Float[Tensor, "1 1 n"],
+        features: Float[Tensor, "b a n"],
+        bandwidths: Float[Tensor, " a"],
+        scale: Float[Tensor, "b 1 n"],
+        gradient: Float[Tensor, "b 1 n"],
         symmetric: bool,
         to_features: bool,
-    ) -> tuple[Float[Tensor, "1 2 n"] | None, Float[Tensor, " 2"]]:
+    ) -> tuple[Float[Tensor, "b a n"] | None, Float[Tensor, " a"]]:
         """From the gradient to a `scale` of `normalizer` those to features, if asked for, and to bandwidths."""
         return through_normalizer(self.filter, features, bandwidths, scale, gradient, symmetric, to_features)
 

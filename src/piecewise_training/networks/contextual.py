@@ -134,7 +134,7 @@ class ContextualCRF(nn.Module):
         return [s + own[:, e[0], :, None] + own[:, e[1], None, :] for s, e in zip(scores, edges, strict=True)]
 
     def forward(self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
-        """Scores that know their context: the logarithms of the marginals after mean field.
+        """Scores that know their context: the logarithms of the marginals after mean field, at least in float32.
 
         Args:
             unary: the scores of each node.
@@ -148,8 +148,7 @@ class ContextualCRF(nn.Module):
                 "`unary` and `features` must agree in batch, height and width; "
                 f"got {checks.describe(unary)} and {checks.describe(features)}."
             )
-        scores = unary.flatten(2).mT
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = _at_least_single(unary.flatten(2).mT)
         numbers = len(scores) * self.num_classes**2
         tell = [
             _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
@@ -183,7 +182,7 @@ def _messages(
     first, second = net.on_nodes(features)
 
     def potentials(first: Tensor, second: Tensor, part: Tensor) -> Tensor:
-        scores = net.on_edges(first, second, part)
+        scores = _at_least_single(net.on_edges(first, second, part))
         return scores if residual else pair_potential(scores)
 
     if edges.shape[1] * numbers <= _KEPT:
@@ -202,11 +201,15 @@ def _messages(
     return in_parts
 
 
+def _at_least_single(x: Tensor) -> Tensor:
+    """Numbers in single precision, or double if they are, whatever autocast has made of them."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _told(potential: Tensor, q: Tensor, edges: Tensor) -> Tensor:
     """What edges with these potentials tell the nodes at both of their ends."""
     start, end = edges
     with torch.autocast(q.device.type, enabled=False):  # as those of the dense CRF, in single precision
-        potential = potential.to(q.dtype)
         forth = (potential @ q[:, end, :, None])[..., 0]
         back = (q[:, start, None, :] @ potential)[..., 0, :]
         return torch.zeros_like(q).index_add(1, start, forth).index_add(1, end, back)
