@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,12 @@ from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoin
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
+from piecewise_training.trainer.judge import PREFIX, Judge
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
 from piecewise_training.writing import atomic_write
 
-logger = logging.getLogger(__name__)
-
-_PREFIX = "model."  # of the model's weights among the LightningModule's
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
 
@@ -108,12 +106,12 @@ class PiecewiseTrainer:
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
-        self._judged: tuple[str, float, dict[str, Tensor]] | None = None  # the last stage's judge, mIoU and weights
+        self._judge = Judge(model, self.group.first)
 
     @property
     def best_miou(self) -> float | None:
         """The validation mIoU of the weights that the last stage has left; None without a validation set."""
-        return None if self._judged is None else self._judged[1]
+        return self._judge.miou
 
     def train_piecewise(
         self,
@@ -216,7 +214,8 @@ class PiecewiseTrainer:
             if not resume and self.group.first:
                 shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left must not pass for this one's
             self.group.wait()
-            start = self._starting_miou(stage, folder, val_loader, resume)
+            measure = None if val_loader is None else partial(self._measure, stage, val_loader)
+            start = self._judge.before(stage, folder, measure, resume)
             if resume and finished.is_file():
                 history: StageHistory = json.loads(finished.read_text())
                 epochs = len(history["seconds"])
@@ -231,9 +230,9 @@ class PiecewiseTrainer:
             self._load_best(folder)
             self.group.wait()  # all have read before anything is written over or removed
             if history["val_miou"]:
-                self._keep_the_better(stage, start, max(history["val_miou"]), folder)
+                self._judge.after(stage, folder, start, max(history["val_miou"]))
             else:
-                self._judged = None
+                self._judge.forget()
             if self.output_dir is not None and self.group.first:
                 with atomic_write(finished) as temporary:
                     temporary.write_text(json.dumps(history))
@@ -354,71 +353,25 @@ class PiecewiseTrainer:
             self._weight = class_weights(*counts, self.config.class_weights)
         return self._weight
 
-    def _starting_miou(self, stage: Stage, folder: Path, val_loader: Loader | None, resume: bool) -> float | None:
-        """The validation mIoU of the weights that a stage begins with; that under a CRF is measured if need be.
-
-        That of the network alone is not: it mostly begins with random weights.
-        """
-        known = self._known_miou(stage)
-        if known is not None or val_loader is None or stage.judged_by != "crf":
-            return known
-        begun = folder / "begun.json"
-        if resume and begun.is_file():
-            miou = float(json.loads(begun.read_text())["val_miou"])
-        else:
-            with quiet(), restored_gradients(self.model):
-                trainer = lightning.Trainer(
-                    accelerator=accelerator(self.device),
-                    use_distributed_sampler=False,
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                    **self._devices(),
-                )
-                module = StageModule(self.model, stage, self.config)
-                found = trainer.validate(module, self.group.validation_share(val_loader), verbose=False)
-            miou = float(found[0]["val_miou"])
-            if self.group.first:
-                folder.mkdir(parents=True, exist_ok=True)
-                with atomic_write(begun) as temporary:
-                    temporary.write_text(json.dumps({"val_miou": miou}))
-        self._judged = (stage.judged_by, miou, self._weights())
-        return miou
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-
-    def _known_miou(self, stage: Stage) -> float | None:
-        """The validation mIoU of the weights that a stage begins with, if an earlier one was judged by the same."""
-        if self._judged is None:
-            return None
-        judge, miou, state = self._judged
-        silent = self.model.context is not None and self.model.context.silent
-        if judge != stage.judged_by and not (judge == "unary" and stage.judged_by == "context" and silent):
-            return None
-        unchanged = all(torch.equal(value.cpu(), state[name]) for name, value in self.model.state_dict().items())
-        return miou if unchanged else None
-
-    def _keep_the_better(self, stage: Stage, start: float | None, best: float, folder: Path) -> None:
-        """Goes back to the weights that a stage began with where not one of its epochs was as good."""
-        if start is not None and best < start and self._judged is not None:
-            logger.warning(
-                "%s reached %.2f %% mIoU at best and began with %.2f %%: it is undone.",
-                stage.name,
-                100 * best,
-                100 * start,
+    def _measure(self, stage: Stage, val_loader: Loader) -> float:
+        """The validation mIoU of the weights as they are."""
+        with quiet(), restored_gradients(self.model):
+            trainer = lightning.Trainer(
+                accelerator=accelerator(self.device),
+                use_distributed_sampler=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **self._devices(),
             )
-            best = start
-            self.model.load_state_dict(self._judged[2])
-            if self.group.first:
-                with atomic_write(folder / "best.ckpt") as temporary:
-                    torch.save({"state_dict": {_PREFIX + k: v for k, v in self._judged[2].items()}}, temporary)
-        self._judged = (stage.judged_by, best, self._weights())
+            module = StageModule(self.model, stage, self.config)
+            found = trainer.validate(module, self.group.validation_share(val_loader), verbose=False)
+        return float(found[0]["val_miou"])
 
     def _load_best(self, folder: Path) -> None:
         best = folder / "best.ckpt"
         checkpoint = torch.load(best if best.is_file() else folder / "last.ckpt", map_location="cpu", weights_only=True)
         saved = checkpoint["state_dict"].items()
-        state = {name.removeprefix(_PREFIX): value for name, value in saved if name.startswith(_PREFIX)}
+        state = {name.removeprefix(PREFIX): value for name, value in saved if name.startswith(PREFIX)}
         self.model.load_state_dict(state)
