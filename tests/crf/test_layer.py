@@ -178,6 +178,7 @@ def test_runs_in_single_precision_under_autocast() -> None:
             {"kernels": [Kernel(xy_std=3, feature_stds={"xy": 5.0})]},
             "`feature_stds` must not have 'xy', whose bandwidth",
         ),
+        ({"kernels": [Kernel(feature_stds={"band1.5": 1.0})]}, "have no dot in a map's name, .*; got 'band1.5'"),
         ({"normalization": "both"}, r"`normalization` must be none, before, after, symmetric; got 'both' \(str\)"),
         ({"spatial": "fast"}, "`spatial` must be lattice, exact; got 'fast'"),
         ({"backend": "cuda"}, "`backend` must be auto, numba, triton, reference, exact; got 'cuda'"),

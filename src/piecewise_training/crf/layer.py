@@ -82,7 +82,7 @@ class DenseCRF(nn.Module):
 
     Raises:
         ValueError: a number of classes below 2 or of iterations below 0, a bandwidth or weight not above 0, a kernel
-            without any bandwidth or with a map called "xy" or "rgb", or an unknown name.
+            without any bandwidth or with a map called "xy" or "rgb" or with a dot in its name, or an unknown name.
 
     Example:
         >>> crf = DenseCRF(2, kernels=[Kernel(xy_std=2), Kernel(xy_std=30, rgb_std=4), Kernel(xy_std=60, rgb_std=12)])
@@ -199,9 +199,11 @@ class DenseCRF(nn.Module):
             raise ValueError(
                 f"`compatibility` must be {', '.join(get_args(Costs))}; got {checks.describe(kernel.compatibility)}."
             )
-        for part in ("xy", "rgb"):
-            if part in kernel.feature_stds:
+        for part in kernel.feature_stds:
+            if part in ("xy", "rgb"):
                 raise ValueError(f"`feature_stds` must not have {part!r}, whose bandwidth is `{part}_std`; {kernel}.")
+            if "." in part:
+                raise ValueError(f"`feature_stds` must have no dot in a map's name, as no parameter has; got {part!r}.")
         if not kernel.stds():
             raise ValueError(
                 f"A kernel needs the bandwidth of something: `xy_std`, `rgb_std` or `feature_stds`; {kernel}."
