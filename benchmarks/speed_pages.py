@@ -141,7 +141,7 @@ def dense_crf_options(report: Report) -> str:
 def dense_crf_start(report: Report) -> str:
     """How long the first calls take."""
     cells = [
-        (name, *(f"{value:.2f}" for value in (median(laps), min(laps), max(laps))))
+        (name, *(f"{round(value, 2) + 0.0:.2f}" for value in (median(laps), min(laps), max(laps))))  # no -0.00
         for name, laps in report["seconds"].items()
     ]
     return "\n\n".join(
