@@ -112,8 +112,8 @@ def gradients(
         run(pull, blocks)
         run(lambda index: index[0].filter(*index[1:], work), further)
         run(update, state.parts)
-    state.leave(total, out, run)
     spreads = [None if found is None else found.slopes(run) for found in moments]
+    state.leave(total, out, run)  # over tables that were lent
     mixtures = [products[term][: state.classes, : state.classes] * state.weight_of_blur(term) for term in terms]
     return [Slopes(*pair) for pair in zip(mixtures, spreads, strict=True)]
 
@@ -139,7 +139,7 @@ class _Moments:
     ) -> None:
         dims, pixels = features.shape
         self._state, self._term = state, term
-        self._features = np.empty((dims, pixels), np.float32)
+        self._features = space.empty((dims, pixels))
         order = state.layout.order
         run(lambda dim: centre(features[dim, order], float(bandwidths[dim]), self._features[dim]), range(dims))
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position

@@ -222,8 +222,8 @@ class MeanField:
         A single row is the diagonal of the matrix that it stands for.
         """
         mixture = self.terms[term].mixture * np.float64(unit * self.weight_of_blur(term))
-        padded = np.zeros((self.channels if mixture.ndim == 2 else 1, self.channels), np.float32)
-        padded[: self.classes, : self.classes] = mixture if transpose else mixture.T
+        padded = np.zeros((self.classes if mixture.ndim == 2 else 1, self.channels), np.float32)
+        padded[:, : self.classes] = mixture if transpose else mixture.T
         return padded
 
     def enter(self, planes: np.ndarray, unit: np.float32, missing: np.float32, rows: np.ndarray, run: Run) -> None:

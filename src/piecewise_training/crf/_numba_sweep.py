@@ -15,6 +15,7 @@ import numpy as np
 from piecewise_training.crf._compile import kernel
 from piecewise_training.crf._numba_layout import GROUP
 from piecewise_training.crf._simd import (
+    elements,
     gather8,
     gather16,
     halves_added,
@@ -24,6 +25,7 @@ from piecewise_training.crf._simd import (
     maximum,
     mixed,
     nearest,
+    prefetch,
     put,
     sent,
     sent_at,
@@ -41,6 +43,7 @@ FORWARDS, WATCHED, BACKWARDS = range(3)  # the kernels for them
 # So many vertices go through a compatibility at once: a weight is loaded once for them all, their sums do not wait for
 # another, and they fit even into the sixteen narrower registers of AVX2.
 _TOGETHER = 6
+_AHEAD = 3 * _TOGETHER  # vertices lie anywhere in a lattice that is larger than the cache: these are asked for early
 _f32 = np.float32
 _at = np.uint64
 
@@ -49,7 +52,8 @@ _at = np.uint64
 def fetch(owners, lattice, mixture, channels, messages):  # type: ignore[no-untyped-def]
     """Copies some vertices, a part's of one term, out of the blurred lattice, through the compatibility.
 
-    The lattice is (channels / 8, M + 1, 8). A mixture of a single row is the diagonal of the matrix it stands for.
+    The lattice is (channels / 8, M + 1, 8) and the mixture (K, channels); of a single row it is the diagonal of the
+    matrix it stands for.
     """
     size = lattice.shape[1]
     flat, weights = lattice.reshape(lattice.size), mixture.reshape(mixture.size)
@@ -66,20 +70,19 @@ def fetch(owners, lattice, mixture, channels, messages):  # type: ignore[no-unty
         count = min(_TOGETHER, len(owners) - first)
         for k in range(_TOGETHER):
             places[k] = owners[_at(first + min(k, count - 1))] * 8
+        for row in range(first + _AHEAD, min(first + _AHEAD + _TOGETHER, len(owners))):
+            for block in range(len(lattice)):
+                prefetch(flat, (block * size + owners[_at(row)]) * 8)
         for c in range(0, wide, 16):
             sums = gather16(nothing, one_by_one, 0, 0, 0, _TOGETHER)
-            for block in range(len(lattice)):
-                for b in range(8):
-                    weight = load16(weights, (8 * block + b) * channels + c)
-                    sums = sent_at(sums, weight, flat, places, block * size * 8 + b)
+            for b in range(len(mixture)):
+                sums = sent_at(sums, load16(weights, b * channels + c), flat, places, b // 8 * size * 8 + b % 8)
             for k in range(count):
                 store(messages, (first + k) * channels + c, sums[k])
         if wide < channels:
             few = gather8(nothing, one_by_one, 0, 0, 0, _TOGETHER)
-            for block in range(len(lattice)):
-                for b in range(8):
-                    few_weights = load8(weights, (8 * block + b) * channels + wide)
-                    few = sent_at(few, few_weights, flat, places, block * size * 8 + b)
+            for b in range(len(mixture)):
+                few = sent_at(few, load8(weights, b * channels + wide), flat, places, b // 8 * size * 8 + b % 8)
             for k in range(count):
                 store(messages, (first + k) * channels + wide, few[k])
 
@@ -378,30 +381,32 @@ def send_kernel(axes: int, grouped: int) -> Any:
         for g in range(len(groups)):
             start = groups[g]
             stop = groups[g + 1] if g + 1 < len(groups) else last
-            base = (g if grouped else start) * columns + column
-            for a in range(len(features) // points):
-                first = a * stride + shift
-                for c in range(0, wide, 16):
-                    sums = gather16(copies, rows, base, channels, first + c, axes)
-                    for p in range(start, stop):
-                        if not grouped:
-                            sums = gather16(copies, rows, p * columns + column, channels, first + c, axes)
-                        value = load16(values, (p - origin) * channels + c) * features[_at(a * points + p)]
-                        sums = sent(sums, value, weights, p * all_weights + weight)
-                        if not grouped:
-                            put(copies, rows, p * columns + column, channels, first + c, sums)
-                    if grouped:
+            if grouped:
+                base = g * columns + column
+                for a in range(len(features) // points):
+                    first = a * stride + shift
+                    for c in range(0, wide, 16):
+                        sums = gather16(copies, rows, base, channels, first + c, axes)
+                        for p in range(start, stop):
+                            value = load16(values, (p - origin) * channels + c) * features[_at(a * points + p)]
+                            sums = sent(sums, value, weights, p * all_weights + weight)
                         put(copies, rows, base, channels, first + c, sums)
-                if wide < channels:
-                    few = gather8(copies, rows, base, channels, first + wide, axes)
-                    for p in range(start, stop):
-                        if not grouped:
-                            few = gather8(copies, rows, p * columns + column, channels, first + wide, axes)
-                        rest = load8(values, (p - origin) * channels + wide) * features[_at(a * points + p)]
-                        few = sent(few, rest, weights, p * all_weights + weight)
-                        if not grouped:
-                            put(copies, rows, p * columns + column, channels, first + wide, few)
-                    if grouped:
+                    if wide < channels:
+                        few = gather8(copies, rows, base, channels, first + wide, axes)
+                        for p in range(start, stop):
+                            rest = load8(values, (p - origin) * channels + wide) * features[_at(a * points + p)]
+                            few = sent(few, rest, weights, p * all_weights + weight)
                         put(copies, rows, base, channels, first + wide, few)
+                continue
+            for p in range(start, stop):
+                corners = elements(rows, p * columns + column, axes)
+                shares = elements(weights, p * all_weights + weight, axes)
+                at = (p - origin) * channels
+                for a in range(len(features) // points):
+                    first, feature = a * stride + shift, features[_at(a * points + p)]
+                    for c in range(0, channels, 8):  # sixteen at once would lie across two cache lines, and be slower
+                        few = gather8(copies, corners, 0, channels, first + c, axes)
+                        rest = load8(values, at + c) * feature
+                        put(copies, corners, 0, channels, first + c, sent(few, rest, shares, 0))
 
     return send

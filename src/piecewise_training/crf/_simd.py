@@ -146,6 +146,21 @@ spread8, spread16 = _spreader(8), _spreader(16)  # the same number in every lane
 
 
 @intrinsic
+def prefetch(_: Any, array: Any, index: Any) -> Any:
+    """Has a flat array's memory around an index brought into the cache, because it will be read soon."""
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [place, _INT(0), _INT(3), _INT(1)])  # to be read, into every cache, data
+        return context.get_dummy_value()
+
+    return signature(types.void, array, types.intp), lower
+
+
+@intrinsic
 def nearest(_: Any, a: Any) -> Any:
     """The nearest whole number of each lane, ties to even."""
 
@@ -244,7 +259,20 @@ def _llvm(builder: Any, name: str, vector: Vector, result: ir.Type, arguments: l
 
 
 # Operations on several rows of a table at once, whose vectors stay in registers as a tuple. `rows` and `shares` are
-# flat and hold the number and the weight of each row from `first` on; a row has so many channels.
+# flat and hold the number and the weight of each row from `first` on, or are `elements` of such arrays; a row has so
+# many channels.
+
+
+@intrinsic(prefer_literal=True)
+def elements(_: Any, array: Any, first: Any, count: Any) -> Any:
+    """`count` elements of a flat array as a tuple, to be loaded once where stores between might change the array."""
+    number = count.literal_value
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        loaded = _elements(context, builder, sig.args[0], args[0], args[1], number)
+        return context.make_tuple(builder, sig.return_type, loaded)
+
+    return signature(types.UniTuple(array.dtype, number), array, types.intp, count), lower
 
 
 def _gatherer(lanes: int) -> Any:
@@ -343,6 +371,8 @@ def _shares(context: Any, builder: Any, kind: Any, array: Any, first: Any, shape
 
 
 def _elements(context: Any, builder: Any, kind: Any, array: Any, first: Any, count: int) -> list[Any]:
-    """So many elements of a flat array."""
+    """So many elements of a flat array, or all of a tuple."""
+    if isinstance(kind, types.BaseTuple):
+        return list(cgutils.unpack_tuple(builder, array, count))
     data = context.make_array(kind)(context, builder, array).data
     return [builder.load(builder.gep(data, [builder.add(first, first.type(k))])) for k in range(count)]
