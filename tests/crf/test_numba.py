@@ -163,7 +163,7 @@ def test_probabilities_near_zero_keep_their_logarithm() -> None:
 
 def test_the_same_bits_for_any_number_of_threads() -> None:
     """Several parts, whose sums are taken in their order, forwards and backwards."""
-    features, logits = 9 * torch.rand(1, 3, 300 * 200), torch.randn(1, 3, 300 * 200)
+    features, logits = 9 * torch.rand(1, 3, 300 * 250), torch.randn(1, 3, 300 * 250)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -172,7 +172,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
             lattices = _numba.build(*unit(features))
             factor = _numba.normalizer(lattices, True)
             term = _reference.Normalized(lattices, factor, factor)
-            log_q, kept = _numba.mean_field([term], [torch.eye(3)], logits, 3, (300, 200), keep=True)
+            log_q, kept = _numba.mean_field([term], [torch.eye(3)], logits, 3, (300, 250), keep=True)
             to_logits, (slopes,) = _numba.mean_field_gradients(kept, log_q, logits, [unit(features)])
             through = _numba.normalizer_gradients(lattices, *unit(features), factor, slopes[1], True, True)
             results.append([log_q, to_logits, *(slope for slope in slopes if slope is not None), *through])
@@ -243,6 +243,19 @@ def test_neighbouring_pixels_of_one_simplex_share_vertices() -> None:
     simplices, vertices, _, _ = _numba.build(*unit(features))[0]
     assert simplices.tolist() == [0] * 5
     assert vertices.shape == (1, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 9])
+def test_points_in_parts(channels: int) -> None:
+    """More points than a part has, with few channels part by part, are filtered as by the reference."""
+    features, values = 20 * torch.rand(1, 2, 1 << 17), torch.randn(1, channels, 1 << 17)
+    lattices = _numba.build(*unit(features))
+    for transpose in (False, True):
+        found = _numba.splat_blur_slice(lattices, values, transpose)
+        expected = _reference.splat_blur_slice(
+            [(s, v, w.double(), n) for s, v, w, n in lattices], values.double(), transpose
+        )
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_same_bits_for_any_number_of_threads() -> None:

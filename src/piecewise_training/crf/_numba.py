@@ -66,10 +66,14 @@ def splat_blur_slice(
             return
         block = slice(first, first + _BLOCK)
         lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
-        _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
+        _numba_filter.slice_out(*tables[image][:3], 0, points, lattice, target[image, block])
 
     if channels == 1:
         _by_image(lambda image, run: alone(image, 0, run), batch, points)
+    elif channels <= _BLOCK:
+        _by_image(
+            lambda image, run: _filter_block(tables[image], source[image], transpose, target[image], run), batch, points
+        )
     else:
         with team() as run:
             run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
@@ -145,6 +149,17 @@ def _filter_one(tables: Arrays, values: np.ndarray, transpose: bool, out: np.nda
     run(lambda part: _numba_filter.slice_one(*points, *cuts[part : part + 2], blurred, out), parts)
 
 
+def _filter_block(tables: Arrays, values: np.ndarray, transpose: bool, out: np.ndarray, run: Run) -> None:
+    """Filters two to eight channels."""
+    *points, neighbours = tables
+    cuts = _cuts(values.shape[1])
+    lattices = np.empty((len(cuts) - 1, (neighbours.shape[2] + 1) * _BLOCK), values.dtype)
+    parts = range(len(lattices))
+    run(lambda part: _numba_filter.splat(*points, *cuts[part : part + 2], values, lattices[part]), parts)
+    blurred = _numba_filter.blur(neighbours, lattices.sum(0), transpose)
+    run(lambda part: _numba_filter.slice_out(*points, *cuts[part : part + 2], blurred, out), parts)
+
+
 def _cuts(points: int) -> list[int]:
     """Where parts begin, and the end: a power of two of them, which divides among threads."""
     parts = min(16, 1 << (points // _POINTS_A_PART).bit_length() >> 1) or 1
@@ -172,7 +187,7 @@ def moments(
         image, first = index
         block = slice(first, first + side_by_side)
         lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
-        _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
+        _numba_filter.slice_out(*tables[image][:3], 0, points, lattice, parts[image, block, 0])
         parts[image, block, 0] *= other[image]
 
     def task(index: tuple[int, int, int]) -> None:

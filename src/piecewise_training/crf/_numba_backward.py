@@ -140,8 +140,13 @@ class _Moments:
         dims, pixels = features.shape
         self._state, self._term = state, term
         self._features = space.empty((dims, pixels))
-        order = state.layout.order
-        run(lambda dim: centre(features[dim, order], float(bandwidths[dim]), self._features[dim]), range(dims))
+
+        def enter(dim: int) -> None:
+            own = self._features[dim]
+            np.take(features[dim], state.layout.order, out=own, mode="clip")  # "raise" would make a copy first
+            centre(own, float(bandwidths[dim]), own)
+
+        run(enter, range(dims))
         self._received, self._sent = np.zeros((2, pixels), np.float32)  # g_i (K v)_i and v_j (K g)_j at each position
         self._cross = np.zeros((len(state.parts), dims))  # of each part's pixels the sums of f_j v_j (K f g)_j
         # A part numbers its copies over all terms, and the tables hold this term's alone: so many come before them.
