@@ -86,17 +86,23 @@ def gradients(
             moment.send(part, gradient, messages)
 
     run(turn, state.parts)
-    blocks = [(term, block) for term in terms for block in range(state.channels // 8)]
-    further = [(moment, *index) for moment in learned for index in moment.blocks()]
+    blocks: list[tuple[_Moments | None, int, int, int]] = [
+        (None, term, 0, block) for term in terms for block in range(state.channels // 8)
+    ]
+    blocks += [(moment, moment.term, *index) for moment in learned for index in moment.blocks()]
+    blocks.sort(key=lambda index: -state.sizes[index[1]])  # the largest first
     for step in reversed(range(len(state.lattices))):
         filtered = state.lattices[step]
 
-        def pull(index: tuple[int, int]) -> None:
-            term, block = index
+        def pull(index: tuple[_Moments | None, int, int, int]) -> None:
+            moment, term, dim, block = index
+            if moment is not None:
+                moment.filter(dim, block, work)
+                return
             own = products[term][8 * block : 8 * block + 8]
             look = lambda sums: kernels.contract(sums, filtered[term], own)  # noqa: E731, B023
             with work.scratch[term]() as scratch:
-                state.filter_block(work.copies, lattices[term], scratch, index, True, look)
+                state.filter_block(work.copies, lattices[term], scratch, (term, block), True, look)
 
         def update(part: int) -> None:
             with work.messages() as messages, work.messages() as returned, marginals() as kept:
@@ -110,7 +116,6 @@ def gradients(
                     send(part, kept, messages)
 
         run(pull, blocks)
-        run(lambda index: index[0].filter(*index[1:], work), further)
         run(update, state.parts)
     spreads = [None if found is None else found.slopes(run) for found in moments]
     state.leave(total, out, run)  # over tables that were lent
@@ -127,7 +132,7 @@ class _Moments:
 
     Args:
         state: the inference.
-        term: its number.
+        term: its number, kept.
         features: (d, N).
         bandwidths: (d,).
         space: memory for the tables.
@@ -138,7 +143,7 @@ class _Moments:
         self, state: MeanField, term: int, features: np.ndarray, bandwidths: np.ndarray, space: Workspace, run: Run
     ) -> None:
         dims, pixels = features.shape
-        self._state, self._term = state, term
+        self._state, self.term = state, term
         self._features = space.empty((dims, pixels))
 
         def enter(dim: int) -> None:
@@ -178,13 +183,13 @@ class _Moments:
 
     def filter(self, dim: int, block: int, work: Buffers) -> None:
         """Filters what all parts have sent."""
-        with work.scratch[self._term]() as scratch:
-            index = self._term, block
+        with work.scratch[self.term]() as scratch:
+            index = self.term, block
             self._state.filter_block(self._copies[dim], self._lattices[dim], scratch, index, True, rows=self._rows)
 
     def receive(self, part: int, marginals: np.ndarray, returned: np.ndarray, mixtures: Sequence[np.ndarray]) -> None:
         """Multiplies a part's marginals before the update by its messages on the way back."""
-        state, term = self._state, self._term
+        state, term = self._state, self.term
         first, last = self._rows.ranges[part]
         with self._filtered() as filtered:
             tables = filtered[: len(self._lattices) * (last - first) * state.channels].reshape(len(self._lattices), -1)
@@ -195,14 +200,14 @@ class _Moments:
             kernels.receive_kernel(*self._kind())(*groups, place, rows, state.sends.reshape(-1), *values)
 
     def _kind(self) -> tuple[int, int]:
-        return self._state.axes[self._term], int(self._term == 0)
+        return self._state.axes[self.term], int(self.term == 0)
 
     def _places(self, part: int, stride: int, first: int) -> tuple[tuple[np.ndarray, int], np.ndarray, tuple[int, ...]]:
         """The groups of a part, the rows of its pixels' copies, and a kernel's `place` in tables of a stride.
 
         `first` is the row of the tables that is the part's first copy of this term.
         """
-        state, term, layout = self._state, self._term, self._state.layout
+        state, term, layout = self._state, self.term, self._state.layout
         rows, column = (layout.rows, sum(state.axes[1:term])) if term else (layout.heads[part], 0)
         place = (
             *(rows.shape[1], column, sum(state.axes), sum(state.axes[:term]), state.channels),
@@ -212,7 +217,7 @@ class _Moments:
 
     def slopes(self, run: Run) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """The gradients to the factors before and after, as in `Slopes`, and the spreads."""
-        positions, term = self._state.layout.positions, self._state.terms[self._term]
+        positions, term = self._state.layout.positions, self._state.terms[self.term]
         self._received /= LOG2_E
         both = self._received + self._sent
         nothing = np.zeros_like(both)  # what came back for the features has been summed up on the way
