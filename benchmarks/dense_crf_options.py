@@ -3,7 +3,8 @@
     python benchmarks/dense_crf_options.py --images FOLDER [--size 480x360x21] [--threads 1 2] [--output FILE]
 
 Costs of labels, further kernels, batches, gradients, and pydensecrf's interface. Every case is first compared with the
-plain-torch kernels on a part of the image. The cases take turns in each run; given are medians. Memory is the peak of a
+plain-torch kernels on a part of the image. The cases take turns in each run, the second of two calls of each is timed,
+and given are medians. Memory is the peak of a
 process of its own beyond what it had before the call, in score maps.
 """
 
@@ -106,7 +107,7 @@ def time_cases(scores: torch.Tensor, image: torch.Tensor, runs: int) -> dict[str
         for name, (_, case) in CASES.items():
             part = slice(None) if "images" in name else slice(run % 8, run % 8 + 1)  # none is cached
             arguments = tuple(t[part] for t in batch)
-            time.sleep(0.05)  # threads that another case has made torch start go on spinning for a while
+            case(*arguments, "auto")  # after the case before this one memory and torch's threads are not at rest
             start = time.perf_counter()
             case(*arguments, "auto")
             found[name].append(1e3 * (time.perf_counter() - start) / len(arguments[0]))
