@@ -3,9 +3,8 @@
     python benchmarks/dense_crf_options.py --images FOLDER [--size 480x360x21] [--threads 1 2] [--output FILE]
 
 Costs of labels, further kernels, batches, gradients, and pydensecrf's interface. Every case is first compared with the
-plain-torch kernels on a part of the image. The cases take turns in each run, the second of two calls of each is timed,
-and given are medians. Memory is the peak of a
-process of its own beyond what it had before the call, in score maps.
+plain-torch kernels on a part of the image. The cases take turns in each run; of two calls of each the second is timed,
+and given are medians. Memory is the peak of a process of its own beyond what it had before the call, in score maps.
 """
 
 from __future__ import annotations

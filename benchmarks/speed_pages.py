@@ -129,9 +129,10 @@ def dense_crf_options(report: Report) -> str:
         [
             "# What the options of the dense CRF take",
             f"{report['size']} (columns x rows x classes), 10 iterations where nothing else is said, in milliseconds "
-            "an image, medians; the cases take turns. A ratio is that to the case named behind it. Backwards there are "
-            "gradients to scores, weights and K x K costs; a time includes that forwards. Memory is the peak "
-            "beyond what a process had before, in score maps, the lattices among it.",
+            "an image, medians; the cases take turns, and of two calls in a row the second is timed. A ratio is that "
+            "to the case named behind it. Backwards there are gradients to scores, weights and K x K costs; a time "
+            "includes that forwards. Memory is the peak beyond what a process had before, in score maps, the lattices "
+            "among it.",
             markdown([*head, "to", "memory"], cells),
             origin(report),
         ]
