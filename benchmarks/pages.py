@@ -37,7 +37,7 @@ def percent(row: Mapping[str, Any]) -> list[float]:
 MEASURES = ("mIoU", "accuracy", "boundary IoU", *(f"trimap {band} px" for band in BANDS))
 
 
-def crf_gain(report: Report) -> str:
+def crf_gain(report: Report, title: str = "What each step of training brings") -> str:
     """What each step of training brings."""
     rows = report["rows"]
     steps = [(name, *percent(row), 1e3 * row["seconds_an_image"]) for name, row in rows.items()]
@@ -45,7 +45,7 @@ def crf_gain(report: Report) -> str:
     tuned = ", ".join(f"{name} {value:g}" for name, value in report["tuned"].items())
     return "\n\n".join(
         [
-            f"# What each step of training brings: {_data(report)}",
+            f"# {title}: {_data(report)}",
             "The network, the CRF and both together, on the validation images: none was trained on, but their mIoU "
             "chose the epoch of each stage. In per cent, the last column in milliseconds an image.",
             markdown(["", *MEASURES, "ms"], steps),
@@ -270,6 +270,7 @@ def _data(report: Report) -> str:
 PAGES: dict[str, Callable[[Report], str]] = {
     "crf_gain": crf_gain,
     "crf_gain_synthetic": crf_gain,
+    "crf_gain_seed2": partial(crf_gain, title="What each step brings from another start"),
     "recipe_levers": recipe_levers,
     "crf_levers": crf_levers,
     "crf_levers_all": partial(crf_levers, title="Stage 2 on all training images"),
