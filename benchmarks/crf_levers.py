@@ -35,7 +35,8 @@ from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import crf_stage
 
 _CROSS_ENTROPY = ("--training.crf_loss", "cross_entropy")
-_KERNELS = "{xy_std: 2, weight: 1.0}, {xy_std: 30, rgb_std: 4, weight: 1.0}, {xy_std: 60, rgb_std: 12, weight: 1.0}"
+_FIRST_TWO = "{xy_std: 2, weight: 1.0}, {xy_std: 30, rgb_std: 4, weight: 1.0}"
+_KERNELS = f"{_FIRST_TWO}, {{xy_std: 60, rgb_std: 12, weight: 1.0}}"
 _FOURTH = ("--model.crf_kernels", f"[{_KERNELS}, {{xy_std: 10, rgb_std: 30, weight: 1.0}}]")
 _NARROW = "{xy_std: 6, rgb_std: 8, weight: 1.0}"
 
@@ -66,9 +67,7 @@ VARIANTS = {
     "bandwidths learned": Variant(("--model.crf_learn_bandwidths", "true")),
     "a fourth kernel, 10 px and 30 grey levels": Variant(_FOURTH),
     "a fourth kernel, 6 px and 8 grey levels": Variant(("--model.crf_kernels", f"[{_KERNELS}, {_NARROW}]")),
-    "this kernel instead of the widest": Variant(
-        ("--model.crf_kernels", f"[{_KERNELS.rpartition(', {')[0]}, {_NARROW}]")
-    ),
+    "this kernel instead of the widest": Variant(("--model.crf_kernels", f"[{_FIRST_TWO}, {_NARROW}]")),
     "cross-entropy": Variant(_CROSS_ENTROPY),
     "cross-entropy, median class weights": Variant((*_CROSS_ENTROPY, "--training.class_weights", "median")),
     "cross-entropy, a fourth kernel": Variant((*_CROSS_ENTROPY, *_FOURTH)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -256,6 +257,22 @@ def test_points_in_parts(channels: int) -> None:
             [(s, v, w.double(), n) for s, v, w, n in lattices], values.double(), transpose
         )
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_lattices_of_parts_are_no_larger_than_the_values(channels: int) -> None:
+    """Of points so far apart that each has its own vertices all are splatted into one lattice."""
+    features, values = 1e5 * torch.rand(1, 2, 1 << 17), torch.randn(1, channels, 1 << 17)
+    lattices = _numba.build(*unit(features))
+    lattice = lattices[0][3].shape[2] * (1 if channels == 1 else 8) * 4
+    _numba.splat_blur_slice(lattices, values)  # compiles
+    tracemalloc.start()
+    try:
+        _numba.splat_blur_slice(lattices, values)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * lattice  # it, and the blurred one
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
