@@ -30,7 +30,6 @@ from piecewise_training.crf._workspace import Workspace, workspace
 
 _BLOCK = _numba_filter.BLOCK
 _working = threading.local()  # the team of a caller's thread
-_MOST_CUTS = 16
 _POINTS_A_PART = 1 << 15  # in building: fewer parts share more vertices, more parts more threads
 
 
@@ -57,15 +56,20 @@ def splat_blur_slice(
     source, target = _array(values), out.numpy()
     tables = _arrays(lattices)
 
+    def alone(image: int, channel: int, run: Run) -> None:
+        _filter_one(tables[image], source[image, channel], transpose, target[image, channel], run)
+
     def task(index: tuple[int, int]) -> None:
         image, first = index
+        if first == channels - 1:
+            alone(image, first, _one_by_one)
+            return
         block = slice(first, first + _BLOCK)
-        _filter_block(tables[image], source[image, block], transpose, target[image, block], _one_by_one, 1)
+        lattice = _numba_filter.splat_blur(*tables[image], source[image, block], transpose)
+        _numba_filter.slice_out(*tables[image][:3], lattice, target[image, block])
 
-    if channels <= _BLOCK:
-        _by_image(
-            lambda image, run: _filter_block(tables[image], source[image], transpose, target[image], run), batch, points
-        )
+    if channels == 1:
+        _by_image(lambda image, run: alone(image, 0, run), batch, points)
     else:
         with team() as run:
             run(task, [(image, first) for image in range(batch) for first in range(0, channels, _BLOCK)])
@@ -76,15 +80,15 @@ def normalizer(lattices: Sequence[Tables], symmetric: bool) -> Float[Tensor, "b 
     """One over what the filter makes of ones, or over its root; see `_reference.normalizer`."""
     tables = _arrays(lattices)
     sums = np.empty((len(tables), 1, len(tables[0][0])), tables[0][2].dtype)
-    ones = np.ones_like(sums[0])
+    ones = np.ones_like(sums[0, 0])
 
     def task(image: int, run: Run) -> None:
-        own = sums[image]
-        _filter_block(tables[image], ones, False, own, run)
+        own = sums[image, 0]
+        _filter_one(tables[image], ones, False, own, run)
         own += own.dtype.type(1e-20)
         np.divide(1, np.sqrt(own, out=own) if symmetric else own, out=own)
 
-    _by_image(task, len(tables), ones.shape[1])
+    _by_image(task, len(tables), len(ones))
     return torch.from_numpy(sums)
 
 
@@ -130,34 +134,21 @@ def normalizer_gradients(
     return to_points, torch.from_numpy((spreads / bandwidth).astype(bandwidth.dtype))
 
 
-def _filter_block(
-    tables: Arrays, values: np.ndarray, transpose: bool, out: np.ndarray, run: Run, most: int = _MOST_CUTS
-) -> None:
-    """Filters up to eight channels, a single one by kernels of its own.
-
-    Up to `most` parts of the points are splatted at once, each into its own lattice: no more of them than hold as many
-    numbers as the values, since a lattice may be larger than the image.
-    """
+def _filter_one(tables: Arrays, values: np.ndarray, transpose: bool, out: np.ndarray, run: Run) -> None:
+    """Filters a single channel, as normalisation does."""
     *points, neighbours = tables
-    numbers = (neighbours.shape[2] + 1) * (1 if len(values) == 1 else _BLOCK)
-    splat, blur, slice_out = _numba_filter.splat, _numba_filter.blur, _numba_filter.slice_out
-    if len(values) == 1:
-        values, out = values[0], out[0]
-        splat, blur, slice_out = _numba_filter.splat_one, _numba_filter.blur_one, _numba_filter.slice_one
-    sent = _cuts(values.shape[-1], min(most, values.size // numbers))
-    received = _cuts(values.shape[-1])
-    lattices = np.empty((len(sent) - 1, numbers), values.dtype)
-    run(lambda part: splat(*points, *sent[part : part + 2], values, lattices[part]), range(len(lattices)))
-    blurred = blur(neighbours, lattices.sum(0) if len(lattices) > 1 else lattices[0], transpose)
-    run(lambda part: slice_out(*points, *received[part : part + 2], blurred, out), range(len(received) - 1))
+    cuts = _cuts(len(values))
+    lattices = np.empty((len(cuts) - 1, neighbours.shape[2] + 1), values.dtype)
+    parts = range(len(lattices))
+    run(lambda part: _numba_filter.splat_one(*points, *cuts[part : part + 2], values, lattices[part]), parts)
+    blurred = _numba_filter.blur_one(neighbours, lattices.sum(0), transpose)
+    run(lambda part: _numba_filter.slice_one(*points, *cuts[part : part + 2], blurred, out), parts)
 
 
-def _cuts(points: int, most: int = _MOST_CUTS) -> list[int]:
-    """Where parts begin, and the end: a power of two of them, which divides among threads, and at most so many."""
-    parts = 1 << (points // _POINTS_A_PART).bit_length() >> 1
-    while parts > most:
-        parts >>= 1
-    return np.linspace(0, points, max(1, parts) + 1, dtype=int).tolist()
+def _cuts(points: int) -> list[int]:
+    """Where parts begin, and the end: a power of two of them, which divides among threads."""
+    parts = min(16, 1 << (points // _POINTS_A_PART).bit_length() >> 1) or 1
+    return np.linspace(0, points, parts + 1, dtype=int).tolist()
 
 
 def moments(
@@ -181,7 +172,7 @@ def moments(
         image, first = index
         block = slice(first, first + side_by_side)
         lattice = _numba_filter.splat_blur(*tables[image], source[image] * feature[image, block], transpose)
-        _numba_filter.slice_out(*tables[image][:3], 0, points, lattice, parts[image, block, 0])
+        _numba_filter.slice_out(*tables[image][:3], lattice, parts[image, block, 0])
         parts[image, block, 0] *= other[image]
 
     def task(index: tuple[int, int, int]) -> None:

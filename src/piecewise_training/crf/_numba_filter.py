@@ -12,13 +12,14 @@ BLOCK = 8  # channels that a register holds
 
 
 @kernel
-def splat(simplices, vertices, weights, first, last, values, lattice):  # type: ignore[no-untyped-def]
-    """Adds up to eight channels of some points to an empty lattice, flat, with zeros for those that are missing."""
-    axes = vertices.shape[1]
-    channels = len(values)
+def splat_blur(simplices, vertices, weights, neighbours, values, transpose):  # type: ignore[no-untyped-def]
+    """The blurred lattice of up to eight channels, flat, with zeros for those that are missing."""
+    axes, _, size = neighbours.shape
+    channels, n = values.shape
     value = np.zeros(BLOCK, values.dtype)
-    lattice[:] = 0  # the last row, for missing neighbours, stays so
-    for p in range(first, last):
+    lattice = np.zeros((size + 1) * BLOCK, values.dtype)  # the last row, for missing neighbours, stays zero
+    blurred = np.zeros((size + 1) * BLOCK, values.dtype)
+    for p in range(n):
         for c in range(channels):
             value[c] = values[c, p]
         sent = load8(value, 0)
@@ -27,13 +28,7 @@ def splat(simplices, vertices, weights, first, last, values, lattice):  # type: 
             row = vertices[simplex, k] * BLOCK
             store(lattice, row, load8(lattice, row) + sent * weights[p, k])
 
-
-@kernel
-def blur(neighbours, lattice, transpose):  # type: ignore[no-untyped-def]
-    """The blurred lattice of up to eight channels, flat."""
-    axes, _, size = neighbours.shape
-    blurred = np.zeros((size + 1) * BLOCK, lattice.dtype)
-    half = lattice.dtype.type(0.5)
+    half = values.dtype.type(0.5)
     for step in range(axes):
         axis = axes - 1 - step if transpose else step
         for v in range(size):
@@ -41,14 +36,6 @@ def blur(neighbours, lattice, transpose):  # type: ignore[no-untyped-def]
             store(blurred, v * BLOCK, load8(lattice, v * BLOCK) + sides * half)
         lattice, blurred = blurred, lattice
     return lattice
-
-
-@kernel
-def splat_blur(simplices, vertices, weights, neighbours, values, transpose):  # type: ignore[no-untyped-def]
-    """The blurred lattice of up to eight channels of all points, flat."""
-    lattice = np.empty((neighbours.shape[2] + 1) * BLOCK, values.dtype)
-    splat(simplices, vertices, weights, 0, len(simplices), values, lattice)
-    return blur(neighbours, lattice, transpose)
 
 
 @kernel
@@ -93,12 +80,12 @@ def slice_one(simplices, vertices, weights, first, last, lattice, out):  # type:
 
 
 @kernel
-def slice_out(simplices, vertices, weights, first, last, lattice, out):  # type: ignore[no-untyped-def]
-    """Reads up to eight channels back at some points."""
-    axes = weights.shape[1]
+def slice_out(simplices, vertices, weights, lattice, out):  # type: ignore[no-untyped-def]
+    """Reads up to eight channels back at every point."""
+    n, axes = weights.shape
     scale = out.dtype.type(1 / (1 + 2.0 ** (1 - axes)))
     value = np.empty(BLOCK, out.dtype)
-    for p in range(first, last):
+    for p in range(n):
         received = spread8(out.dtype.type(0))
         simplex = simplices[p]
         for k in range(axes):
