@@ -75,3 +75,23 @@ def test_names_are_shown_to_the_letter() -> None:
     legend = pictures[1].axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [r" _a \$x_\$ (mean 100.0)", "b (mean 100.0)"]
+
+
+def test_strips_do_not_make_a_huge_figure() -> None:
+    strip = np.zeros((1000, 10), np.uint8)
+    figure = figures.label_gallery({"truth": [strip, strip]}, ["a", "b"], VOC)
+    assert figure.get_figheight() < 20
+
+
+def test_curves_of_stages_without_epochs_and_of_fewer_validations() -> None:
+    history = {"none": {"train_loss": []}, "stage2": {"train_loss": [2.0, 1.0], "val_loss": [1.5]}}
+    figure = figures.training_curves(history, {"none": "", "stage2": "a $x_{ b$"})
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 1]  # type: ignore[arg-type]
+    figure.savefig(io.BytesIO())  # where matplotlib reads the title
+    with pytest.raises(ValueError, match="`history` has no stage with an epoch"):
+        figures.training_curves({"none": {"train_loss": []}}, {"none": ""})
+
+
+def test_overlay_leaves_all_but_classes_bare() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    assert figures.overlay(image, np.array([[-1, 2]]), Classes.numbered(2)).tolist() == image.tolist()

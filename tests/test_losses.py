@@ -13,6 +13,7 @@ from piecewise_training.losses import (
     class_weights,
     cross_entropy,
     dice,
+    edge_nll,
     focal,
     lovasz,
     marginal_nll,
@@ -192,3 +193,40 @@ def test_errors() -> None:
         class_weights(torch.ones(2), torch.ones(2), "log")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`pixels` must count at least one pixel"):
         class_weights(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), "median")
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_gradient_where_pixels_are_sure(gamma: float) -> None:
+    logits = torch.tensor([[[[40.0, 1.0]], [[-80.0, 0.0]]]], requires_grad=True)
+    focal(logits, torch.tensor([[[0, 1]]]), gamma=gamma).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[..., 1].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "structured", "dice", "focal", "lovasz"])
+def test_losses_of_half_precision_do_not_overflow(name: Any) -> None:
+    logits = 0.1 * torch.randn(1, 2, 384, 384, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(2, (1, 384, 384), generator=torch.Generator().manual_seed(1))
+    for dtype in (torch.float16, torch.bfloat16):
+        rounded = logits.to(dtype)
+        torch.testing.assert_close(unary_loss(name)(rounded, target), unary_loss(name)(rounded.float(), target))
+
+
+def test_edges_of_half_precision_do_not_overflow() -> None:
+    edges = torch.stack([torch.arange(70_000), torch.arange(70_000)])
+    labels = torch.zeros(1, 70_000, dtype=torch.long)
+    loss = edge_nll(torch.zeros(1, 70_000, 2, 2, dtype=torch.float16), edges, labels)
+    assert float(loss) == pytest.approx(math.log(4), rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_pairs_of_labels_that_are_no_classes(wrong: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"`labels` must hold classes 0 to 1 or 255 \(void\); it also holds \[{wrong}\]"
+    ):
+        edge_nll(torch.zeros(1, 1, 2, 2), torch.tensor([[0], [1]]), torch.tensor([[0, wrong]]))
+    with pytest.raises(
+        ValueError, match=rf"`target` must hold classes 0 to 1 or 255 \(void\); it also holds \[{wrong}\]"
+    ):
+        pairwise_agreement(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, wrong]]]))

@@ -196,5 +196,36 @@ def test_bad_border_arguments() -> None:
             ValueError, match="`boundary` must be a share of the diagonal between 0 and 1, or an int of"
         ):
             BorderMetrics(2, boundary=wrong)
-    with pytest.raises(ValueError, match=r"`bands` must be distances of at least 1 pixel; got \(0,\)"):
-        BorderMetrics(2, bands=(0,))
+    for bands in ((0,), (1.5,), (2, 2)):
+        with pytest.raises(
+            ValueError, match=r"`bands` must be distances in whole pixels, at least 1, each another; got"
+        ):
+            BorderMetrics(2, bands=bands)  # type: ignore[arg-type]
+
+
+def test_numpys_integers_are_pixels() -> None:
+    truth, found = torch.tensor([[[0, 0, 0, 1, 1, 1]]]), torch.tensor([[[0, 0, 1, 1, 1, 1]]])
+    scores = []
+    for boundary, band in ((2, 1), (np.int64(2), np.int64(1))):
+        metrics = BorderMetrics(2, boundary=boundary, bands=(band,))
+        metrics.update(found, truth)
+        scores.append(metrics.compute())
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("kind", [SegmentationMetrics, BorderMetrics])
+def test_void_is_no_class(kind: Any) -> None:
+    with pytest.raises(ValueError, match="`ignore_index` 255 is one of the 300 classes, which would not be counted"):
+        kind(300)
+    metrics = kind(300, ignore_index=-1)
+    labels = torch.tensor([[[255, -1], [299, 299]]])
+    metrics.update(labels, labels)
+    metrics.compute()
+
+
+@pytest.mark.parametrize("kind", [SegmentationMetrics, BorderMetrics])
+def test_labels_are_whole_numbers(kind: Any) -> None:
+    whole = torch.zeros(1, 2, 2, dtype=torch.long)
+    for name, maps in (("prediction", (whole + 0.5, whole)), ("target", (whole, whole.float()))):
+        with pytest.raises(ValueError, match=rf"`{name}` must hold whole numbers; got \(1, 2, 2\) float32"):
+            kind(2).update(*maps)

@@ -82,3 +82,25 @@ def test_predictions_on_request(tmp_path: Path) -> None:
         )
     assert [p.name for p in (tmp_path / "none").iterdir()] == ["a.png"]
     assert len(list((tmp_path / "all").iterdir())) == 3
+
+
+def test_report_without_pictures(tmp_path: Path) -> None:
+    write_report(tmp_path, results={"a": result(5)}, classes=CLASSES, samples=[])
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "confusion_matrix.png", "per_class_iou.png", "metrics_summary.txt", "metrics_summary.csv",
+        "per_class_performance.csv",
+    }  # fmt: skip
+
+
+def test_tables_of_names_of_any_script(tmp_path: Path) -> None:
+    classes = Classes.named(["Stra\u00dfe", "car"])
+    write_report(tmp_path, results={"\u00e4": result(5)}, classes=classes, samples=[], notes=["\u00fc"])
+    assert "Stra\u00dfe" in (tmp_path / "per_class_performance.csv").read_text(encoding="utf-8")
+    assert "\u00fc" in (tmp_path / "metrics_summary.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("wrong", [-1, 300])
+def test_labels_that_fit_no_file(tmp_path: Path, wrong: int) -> None:
+    with pytest.raises(ValueError, match=f"`labels` must be from 0 to 255; they go from {wrong} to {wrong}"):
+        save_labels(tmp_path / "a.png", np.full((2, 2), wrong), CLASSES)
+    assert not list(tmp_path.iterdir())

@@ -82,12 +82,12 @@ def scalar(name: str, value: Tensor | float, *, positive: bool = False) -> None:
         raise ValueError(f"`{name}` must be a finite number{' above 0' if positive else ''}; got {number}.")
 
 
-def labels(target: Tensor, num_classes: int, ignore_index: int = 255) -> None:
+def labels(target: Tensor, num_classes: int, ignore_index: int = 255, called: str = "target") -> None:
     """Raises a ValueError where a label is neither a class nor void: a GPU would stop without saying why."""
     wrong = (target != ignore_index) & ((target < 0) | (target >= num_classes))
     if bool(wrong.any()):
         found = sorted(set(target[wrong].tolist()))
         raise ValueError(
-            f"`target` must hold classes 0 to {num_classes - 1} or {ignore_index} (void); it also holds {found[:8]}. "
+            f"`{called}` must hold classes 0 to {num_classes - 1} or {ignore_index} (void); it also holds {found[:8]}. "
             "Set num_classes to the number of classes of the data."
         )

@@ -18,6 +18,7 @@ from piecewise_training.writing import readable
 _INK, _BLUE, _ORANGE, _GREY = "#22262b", "#1f6feb", "#d9730d", "#9aa4af"
 _VOID_COLOUR = (255, 255, 255)
 _STYLE: dict[str, Any] = {"fontsize": 9, "color": _INK}
+_TALLEST = 3.0  # of a picture's place in a gallery, for each unit of width: a strip is drawn small, not the figure huge
 
 
 def paint(labels: np.ndarray, classes: Classes) -> np.ndarray:
@@ -35,7 +36,7 @@ def paint(labels: np.ndarray, classes: Classes) -> np.ndarray:
 def overlay(image: np.ndarray, labels: np.ndarray, classes: Classes, opacity: float = 0.55) -> np.ndarray:
     """The image (H, W, 3) uint8 with its labels painted over; void leaves it bare."""
     painted = (1 - opacity) * image + opacity * paint(labels, classes)
-    known = (labels < len(classes))[..., None]
+    known = ((labels >= 0) & (labels < len(classes)))[..., None]
     return np.where(known, painted, image).round().astype(np.uint8)
 
 
@@ -43,9 +44,15 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
     """Loss, validation scores and learning rate over the epochs, a column for each stage.
 
     Args:
-        history: by stage and quantity, as `PiecewiseTrainer` returns it.
+        history: by stage and quantity, as `PiecewiseTrainer` returns it; stages without an epoch are left out.
         titles: what each stage trained.
+
+    Raises:
+        ValueError: no stage has an epoch.
     """
+    history = {stage: values for stage, values in history.items() if len(values["train_loss"])}
+    if not history:
+        raise ValueError("`history` has no stage with an epoch: there is no curve to draw.")
     epochs = [len(values["train_loss"]) for values in history.values()]
     widths = [max(count, 0.22 * sum(epochs)) for count in epochs]  # a short stage still needs room for its title
     figure = Figure(figsize=(9, 7.5), layout="constrained")
@@ -55,8 +62,9 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
         for row, (ylabel, lines, scale) in enumerate(_CURVES):
             axis = grid[row, column]
             for name, label, colour in lines:
-                if values.get(name):
-                    axis.plot(numbers, np.array(values[name]) * scale, ".-", color=colour, label=label, markersize=5)
+                shown = scale * np.array(values.get(name, ()))
+                if len(shown):
+                    axis.plot(numbers[: len(shown)], shown, ".-", color=colour, label=label, markersize=5)
             if column == 0:
                 axis.set_ylabel(ylabel, **_STYLE)
                 if len(axis.lines) > 1:
@@ -64,7 +72,8 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
             axis.xaxis.set_major_locator(FixedLocator(list(numbers)) if len(numbers) < 4 else MaxNLocator(integer=True))
             axis.margins(x=0.06 if len(numbers) > 1 else 0.5)
             _plain(axis)
-        grid[0, column].set_title(f"{column + 1}. {titles[stage]}" if titles[stage] else stage, **_STYLE)
+        title = f"{column + 1}. {titles[stage]}" if titles[stage] else stage
+        grid[0, column].set_title(literal(title), **_STYLE)
         grid[2, column].set_yscale("log")
         grid[2, column].set_xlabel("epoch", **_STYLE)
     return figure
@@ -136,7 +145,7 @@ def label_gallery(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[s
 
     Args:
         columns: by title, a list of RGB images (H, W, 3) or label maps (H, W), one a row.
-        names: of the rows.
+        names: of the rows, of which there is at least one.
         classes: names and colours for the label maps.
     """
     rows, kinds = len(names), len(columns)
@@ -185,7 +194,7 @@ def _unit(colour: Colour) -> tuple[float, float, float]:
 
 
 def _aspect(picture: np.ndarray) -> float:
-    return picture.shape[0] / picture.shape[1]
+    return min(picture.shape[0] / picture.shape[1], _TALLEST)
 
 
 def _plain(axis: Axes) -> None:

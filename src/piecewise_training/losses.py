@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from piecewise_training import checks
+
 VOID = 255
 
 UnaryLoss = Callable[[Float[Tensor, "b k h w"], Int[Tensor, "b h w"]], Float[Tensor, ""]]
@@ -36,6 +38,7 @@ def marginal_nll(
     log_q: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void."""
+    log_q = _single(log_q)
     total = functional.nll_loss(log_q, target, weight, ignore_index=VOID, reduction="sum")
     known = target != VOID
     count = known.sum() if weight is None else weight[target[known]].sum()
@@ -75,12 +78,17 @@ def edge_nll(
         weight: of each class; a pair's is the product of its ends', and the mean is weighted.
         most: largest weight of a pair: without a bound the product of two rare classes would outweigh all others.
 
+    Raises:
+        ValueError: a label is neither a class nor void.
+
     Example:
         >>> edges, labels = torch.tensor([[0], [1]]), torch.tensor([[0, 1]])
         >>> edge_nll(torch.zeros(1, 1, 2, 2), edges, labels)
         tensor(1.3863)
     """
+    scores = _single(scores)
     classes = scores.shape[-1]
+    checks.labels(labels, classes, VOID, "labels")
     first, second = labels[:, edges[0]], labels[:, edges[1]]
     known = (first != VOID) & (second != VOID)
     first, second = first.where(known, 0), second.where(known, 0)
@@ -97,12 +105,16 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     With independent pixels, P(same) is the scalar product of two neighbours' class probabilities. Pairs of equal and
     of different labels, of which there are few, weigh one half each. Pairs with a void end are left out.
 
+    Raises:
+        ValueError: a label is neither a class nor void.
+
     Example:
         >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
         >>> float(pairwise_agreement(sure, torch.tensor([[[0, 1]]]))) < 1e-3
         True
     """
-    probability = logits.softmax(1)
+    checks.labels(target, logits.shape[1], VOID)
+    probability = _single(logits).softmax(1)
     same_all, equal_all = [], []
     for axis in (2, 3):
         size = logits.shape[axis]
@@ -115,6 +127,11 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     likelihoods = (same[equal], 1 - same[~equal])
     terms = [-likelihood.clamp(min=1e-6).log().mean() for likelihood in likelihoods if len(likelihood)]
     return torch.stack(terms).mean() if terms else logits.sum() * 0
+
+
+def _single(scores: Tensor) -> Tensor:
+    """Scores of half precision in single: sums over the pixels of an image would overflow."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 class StructuredLoss(nn.Module):
@@ -153,6 +170,7 @@ def dice(
         weight: of each class in the average.
     """
     known = (target != VOID)[:, None]
+    logits = _single(logits)
     probability = logits.softmax(1) * known
     truth = functional.one_hot(target.where(target != VOID, 0), logits.shape[1]).movedim(-1, 1) * known
     overlap = (probability * truth).sum((0, 2, 3))
@@ -177,8 +195,10 @@ def focal(
         weight: of each class; the mean is weighted.
         gamma: 0 gives cross-entropy.
     """
-    log_p = logits.log_softmax(1)
-    modulated = (1 - log_p.exp()).pow(gamma) * log_p
+    log_p = _single(logits).log_softmax(1)
+    # A power below 1 has no slope at 0, where a pixel is sure.
+    miss = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps)
+    modulated = miss.pow(gamma) * log_p
     return marginal_nll(modulated, target, weight)
 
 
@@ -205,7 +225,7 @@ def lovasz(
         >>> lovasz(right, torch.tensor([[[0, 1]]])), lovasz(right, torch.tensor([[[1, 0]]]))
         (tensor(0.), tensor(199.))
     """
-    log_p = logits.log_softmax(1)
+    log_p = _single(logits).log_softmax(1)
     likelihood = marginal_nll(log_p, target, weight)
     seen = target[:, ::every, ::every]
     known = seen != VOID

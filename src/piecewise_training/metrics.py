@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,9 @@ class SegmentationMetrics(torchmetrics.classification.MulticlassConfusionMatrix)
         num_classes: K.
         ignore_index: the label of void.
 
+    Raises:
+        ValueError: void is one of the classes.
+
     Example:
         >>> metrics = SegmentationMetrics(num_classes=2)
         >>> metrics.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 1, 255]]]))
@@ -89,13 +93,14 @@ class SegmentationMetrics(torchmetrics.classification.MulticlassConfusionMatrix)
     ignore_index: int
 
     def __init__(self, num_classes: int, ignore_index: int = VOID, **kwargs: Any) -> None:
+        _check_void(num_classes, ignore_index)
         super().__init__(num_classes, ignore_index=ignore_index, validate_args=False, **kwargs)
 
     def update(self, prediction: Int[Tensor, "b h w"], target: Int[Tensor, "b h w"]) -> None:
         """Adds a batch of label maps.
 
         Raises:
-            ValueError: shapes differ, or a label is neither a class nor void.
+            ValueError: shapes differ, labels are no whole numbers, or one is neither a class nor void.
         """
         _check_maps(prediction, target, self.num_classes, self.ignore_index)
         super().update(prediction, target)
@@ -127,6 +132,9 @@ class BorderMetrics(torchmetrics.Metric):
         ignore_index: the label of void.
         void_is_border: whether a pixel near void is near a border.
 
+    Raises:
+        ValueError: a distance is out of its range, or void is one of the classes.
+
     Example:
         >>> truth = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
         >>> metrics = BorderMetrics(num_classes=2, bands=(1,))
@@ -149,12 +157,13 @@ class BorderMetrics(torchmetrics.Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if boundary < 1 if isinstance(boundary, int) else not 0 < boundary < 1:
+        _check_void(num_classes, ignore_index)
+        if boundary < 1 if isinstance(boundary, Integral) else not 0 < boundary < 1:
             raise ValueError(
                 f"`boundary` must be a share of the diagonal between 0 and 1, or an int of pixels; got {boundary}."
             )
-        if any(band < 1 for band in bands):
-            raise ValueError(f"`bands` must be distances of at least 1 pixel; got {bands}.")
+        if any(not isinstance(band, Integral) or band < 1 for band in bands) or len(set(bands)) < len(bands):
+            raise ValueError(f"`bands` must be distances in whole pixels, at least 1, each another; got {bands}.")
         self.num_classes = num_classes
         self.boundary = boundary
         self.bands = bands
@@ -170,12 +179,12 @@ class BorderMetrics(torchmetrics.Metric):
         """Adds a batch of label maps.
 
         Raises:
-            ValueError: shapes differ, or a label is neither a class nor void.
+            ValueError: shapes differ, labels are no whole numbers, or one is neither a class nor void.
         """
         _check_maps(prediction, target, self.num_classes, self.ignore_index)
         target = target.long()
         prediction = prediction.long().where(target != self.ignore_index, self.ignore_index)
-        share = not isinstance(self.boundary, int)
+        share = not isinstance(self.boundary, Integral)
         width = max(1, round(self.boundary * math.hypot(*target.shape[1:]))) if share else int(self.boundary)
         how = self.ignore_index, self.void_is_border
         true_edge, found_edge = border_band(target, width, *how), border_band(prediction, width, *how)
@@ -201,12 +210,23 @@ class BorderMetrics(torchmetrics.Metric):
         return torch.bincount(labels, minlength=self.num_classes)
 
 
+def _check_void(num_classes: int, ignore_index: int) -> None:
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(
+            f"`ignore_index` {ignore_index} is one of the {num_classes} classes, which would not be counted. "
+            "Give void another number, such as -1."
+        )
+
+
 def _check_maps(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
     if prediction.shape != target.shape:
         raise ValueError(
             "`prediction` and `target` must have one shape; "
             f"got {checks.describe(prediction)} and {checks.describe(target)}."
         )
+    for name, labels in (("prediction", prediction), ("target", target)):
+        if labels.is_floating_point():
+            raise ValueError(f"`{name}` must hold whole numbers; got {checks.describe(labels)}. Take the argmax first.")
     checks.labels(target, num_classes, ignore_index)
     known = prediction[target != ignore_index]
     if known.numel() and (int(known.min()) < 0 or int(known.max()) >= num_classes):

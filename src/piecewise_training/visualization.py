@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from piecewise_training import figures
-from piecewise_training.dataset import Classes
+from piecewise_training.dataset import VOID, Classes
 from piecewise_training.inference import Prediction, Result
 from piecewise_training.writing import atomic_write
 
@@ -66,7 +66,7 @@ def write_report(
         folder: where to; existing files of the same names are replaced.
         results: by name, from the plainest to the best; the last is the one that the details are about.
         classes: names and colours.
-        samples: images to show.
+        samples: images to show; without one there are no pictures of them.
         history: of the training, if there was one.
         stage_titles: what each stage of the history trained.
         notes: lines for the end of metrics_summary.txt.
@@ -91,7 +91,7 @@ def write_report(
         "sample_predictions.png": {"image": images, "truth": truths, "prediction": final, "overlay": painted},
         "crf_comparison.png": {"image": images, "truth": truths, "before the CRF": before, "after the CRF": final},
     }
-    for name, columns in galleries.items():
+    for name, columns in galleries.items() if samples else ():
         save_figure(figures.label_gallery(columns, names, classes), folder / name)
     _write_tables(folder, results, classes, notes)
 
@@ -120,7 +120,13 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_labels(path: Path, labels: np.ndarray, classes: Classes) -> None:
-    """Writes labels (H, W) as a palette PNG, whose pixels are the class indices."""
+    """Writes labels (H, W) as a palette PNG, whose pixels are the class indices.
+
+    Raises:
+        ValueError: a label is not from 0 to 255.
+    """
+    if labels.size and (labels.min() < 0 or labels.max() > VOID):
+        raise ValueError(f"`labels` must be from 0 to {VOID}; they go from {labels.min()} to {labels.max()}.")
     palette = np.full((256, 3), 255, np.uint8)
     palette[: len(classes)] = classes.colours
     image = Image.fromarray(labels.astype(np.uint8))
@@ -165,7 +171,8 @@ def _write_tables(folder: Path, results: Mapping[str, Result], classes: Classes,
         cells = (f"{value:.2f}".rjust(max(8, len(column))) for value, column in zip(values, columns, strict=True))
         lines.append(" ".join([name.ljust(widest), *cells]))
     with atomic_write(folder / "metrics_summary.txt") as temporary:
-        temporary.write_text("\n".join([*lines, "", "All in per cent, times excepted.", *notes]) + "\n")
+        text = "\n".join([*lines, "", "All in per cent, times excepted.", *notes]) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
     last = list(results.values())[-1].scores
     header = ["class", *(f"IoU, {name}" for name in results), "precision", "recall", "F1", "pixels"]
@@ -182,4 +189,4 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
     writer.writerow(header)
     writer.writerows(rows)
     with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(text.getvalue(), encoding="utf-8")

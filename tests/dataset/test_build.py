@@ -135,6 +135,7 @@ def test_named_sets(tmp_path: Path) -> None:
         ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
         ({"name": "voc2012"}, "`data.images` does not belong to data.name voc2012. Give --data.name folder"),
         ({"train_scenes": 5}, "`data.train_scenes` does not belong to .* folder. Give --data.name synthetic"),
+        ({"root": "x"}, "`data.root` x is not looked at where data.images and data.labels are given"),
         ({"image_list": "nowhere.txt"}, "`image_list` nowhere.txt does not exist"),
     ],
 )

@@ -17,3 +17,9 @@ def test_bad_classes() -> None:
         Classes.numbered(1)
     with pytest.raises(ValueError, match="2 classes need as many colours; got 1"):
         Classes(("a", "b"), ((0, 0, 0),))
+
+
+def test_colours_are_bytes() -> None:
+    for wrong in ((0, 0, 256), (-1, 0, 0)):
+        with pytest.raises(ValueError, match="`colours` must be red, green and blue from 0 to 255; got"):
+            Classes(("a", "b"), ((0, 0, 0), wrong))

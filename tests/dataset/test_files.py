@@ -251,3 +251,67 @@ def test_labels_from_colours_errors() -> None:
         labels_from_colours(np.zeros((2, 2), np.uint8), [(0, 0, 0)])
     with pytest.raises(ValueError, match="`colours` must list at most 255 classes; got 256"):
         labels_from_colours(np.zeros((2, 2, 3), np.uint8), [(0, 0, 0)] * 256)
+
+
+def test_labels_from_colours_of_any_integers() -> None:
+    colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 128)]
+    image = np.array([[*colours, (9, 9, 9)]], np.uint8)
+    for given in (colours, np.array(colours, np.uint8), np.array(colours), [np.uint8(colour) for colour in colours]):
+        np.testing.assert_array_equal(labels_from_colours(image, given), [[0, 1, 2, 3, 255]])
+
+
+@pytest.mark.parametrize("wrong", [[(0, 0, 256)], [(0, -1, 0)], [(0, 0)], [(0.5, 0, 0)], [], [7]])
+def test_labels_from_colours_that_are_none(wrong: list[object]) -> None:
+    with pytest.raises(ValueError, match="`colours` must be rows of red, green and blue, integers from 0 to 255; got"):
+        labels_from_colours(np.zeros((2, 2, 3), np.uint8), wrong)  # type: ignore[arg-type]
+
+
+def test_labels_from_colours_that_stand_there_twice() -> None:
+    with pytest.raises(ValueError, match="`colours` lists a colour twice, which could be either class"):
+        labels_from_colours(np.zeros((2, 2, 3), np.uint8), [(1, 2, 3), (0, 0, 0), (1, 2, 3)])
+
+
+def write_grey_tiff(path: Path, bits: int, white_is_zero: bool, fill_order: int, row: bytes) -> None:
+    """A TIFF of a single row of four pixels, as Pillow does not write it."""
+    tags = [(256, 4), (257, 1), (258, bits), (259, 1), (262, 0 if white_is_zero else 1), (266, fill_order)]
+    tags += [(273, 8 + 2 + 9 * 12 + 4), (278, 1), (279, len(row))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + row)
+
+
+def test_labels_that_are_stored_in_reverse(tmp_path: Path) -> None:
+    write_grey_tiff(tmp_path / "right.tif", 4, white_is_zero=False, fill_order=1, row=b"\x01\x23")
+    np.testing.assert_array_equal(read_label(tmp_path / "right.tif"), [[0, 1, 2, 3]])
+    write_grey_tiff(tmp_path / "few.tif", 4, white_is_zero=True, fill_order=1, row=b"\x01\x23")
+    write_grey_tiff(tmp_path / "byte.tif", 8, white_is_zero=True, fill_order=1, row=b"\0\x01\x02\x03")
+    write_grey_tiff(tmp_path / "order.tif", 4, white_is_zero=False, fill_order=2, row=b"\x01\x23")
+    for name in ("few", "byte", "order"):
+        with pytest.raises(DataError, match=rf"label .*{name}.tif stores its values reversed \(L;.*\)"):
+            read_label(tmp_path / f"{name}.tif")
+
+
+def test_a_webp_holds_no_indices(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 1).save(tmp_path / "a.webp", lossless=True)
+    with pytest.raises(DataError, match=r"label .*a.webp is a WebP, which holds colours only"):
+        read_label(tmp_path / "a.webp")
+
+
+def test_lists_of_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("\u00e4\nb\n", encoding="utf-8-sig")  # as Windows' editor writes it
+    assert read_names(path) == ["\u00e4", "b"]
+    for encoding in ("latin-1", "utf-16"):
+        path.write_text("\u00e4\nb\n", encoding=encoding)
+        with pytest.raises(DataError, match=r"`image_list` .*list.txt is no text in UTF-8"):
+            read_names(path)
+
+
+def test_a_list_names_an_image_once() -> None:
+    with pytest.raises(DataError, match=r"names 'a' \(and 1 more\) more than once"):
+        read_names(["a", "b", "c", "b", "a.jpg"])
+
+
+def test_a_folder_is_no_image(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a",))
+    (images / "b.png").mkdir()
+    assert [pair.name for pair in pair_by_stem(images, labels)] == ["a"]

@@ -51,3 +51,8 @@ def test_bad_arguments() -> None:
         SyntheticDataset(0)
     with pytest.raises(ValueError, match=r"`image_size` must be \(height, width\) of at least 32; got \(16, 64\)"):
         SyntheticDataset(1, image_size=(16, 64))
+
+
+def test_seeds_are_not_negative() -> None:
+    with pytest.raises(ValueError, match="`seed` must be at least 0; got -1"):
+        SyntheticDataset(1, seed=-1)

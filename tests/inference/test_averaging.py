@@ -105,7 +105,10 @@ def test_evaluation_and_prediction_see_the_same() -> None:
         (InferenceConfig(scales=()), r"`scales` must be one or more numbers above 0; got \[\]"),
         (InferenceConfig(scales=(1.0, 0.0)), r"`scales` must be one or more numbers above 0; got \[1.0, 0.0\]"),
         (InferenceConfig(overlap=1.0), "`overlap` must be from 0 to below 1; got 1.0"),
-        (InferenceConfig(window=(0, 9)), r"`window` must be a height and a width of at least 1; got \[0, 9\]"),
+        (InferenceConfig(scales=(float("inf"),)), r"`scales` must be one or more numbers above 0; got \[inf\]"),
+        (InferenceConfig(window=16), "`window` must be a height and a width of at least 1; got 16"),  # type: ignore[arg-type]
+        (InferenceConfig(window=(16,)), r"`window` must be a height and a width of at least 1; got \(16,\)"),  # type: ignore[arg-type]
+        (InferenceConfig(window=(0, 9)), r"`window` must be a height and a width of at least 1; got \(0, 9\)"),
     ],
 )
 def test_errors(how: InferenceConfig, message: str) -> None:

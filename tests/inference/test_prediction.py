@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from piecewise_training.config import InferenceConfig
 from piecewise_training.dataset import SyntheticDataset, normalise
-from piecewise_training.inference import evaluate, predict, refine, scores_from_labels
+from piecewise_training.inference import evaluate, predict, prediction, refine, scores_from_labels
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
 from tests.test_model import small_model
@@ -83,6 +85,28 @@ def test_a_model_that_was_evaluated_can_be_trained(monkeypatch: pytest.MonkeyPat
 def test_bad_images() -> None:
     with pytest.raises(ValueError, match=r"`image` must be \(H, W, 3\) uint8; got \(8, 8\) uint8"):
         predict(small_model(), np.zeros((8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"`image` must be \(H, W, 3\) uint8; got \(0, 8, 3\) uint8"):
+        predict(small_model(), np.zeros((0, 8, 3), np.uint8))
+    deep = np.full((8, 8), 4000)
+    for array, mode in ((deep.astype(np.uint16), "I;16"), (deep.astype(np.int32), "I"), (deep.astype(np.float32), "F")):
+        with pytest.raises(ValueError, match=f"`image` must have 8 bits a channel; got mode {mode}. Convert it"):
+            predict(small_model(), Image.fromarray(array))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_of_any_precision(dtype: torch.dtype) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    model = small_model()
+    single = predict(model, image)
+    other = predict(copy.deepcopy(model).to(dtype), image)
+    assert (other.labels == single.labels).mean() > 0.9
+    assert other.probabilities.dtype == np.float32
+
+
+def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "dense_crf", lambda *_, **__: pytest.fail("the CRF was run"))
+    with pytest.raises(ValueError, match="labels of 256 classes do not fit into a byte: at most 255"):
+        refine(np.zeros((256, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
 
 
 def test_refine_sharpens_a_blurred_border() -> None:
@@ -102,5 +126,10 @@ def test_scores_from_labels() -> None:
     np.testing.assert_allclose(scores[:, 0].T, [[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
     with pytest.raises(ValueError, match=r"`confidence` must be between 1 / 3 and 1; got 0.2"):
         scores_from_labels(np.zeros((1, 1), np.uint8), 3, 0.2)
-    with pytest.raises(ValueError, match=r"`labels` must hold 0 to 2 or 255; it also holds \[7\]"):
-        scores_from_labels(np.full((1, 1), 7, np.uint8), 3)
+    for wrong in (7, -1, 0.5):
+        with pytest.raises(ValueError, match=rf"`labels` must hold 0 to 2 or 255; it also holds \[{wrong}\]"):
+            scores_from_labels(np.full((1, 1), wrong), 3)
+    with pytest.raises(ValueError, match="`num_classes` must be at least 2; got 1"):
+        scores_from_labels(np.zeros((1, 1), np.uint8), 1)
+    with pytest.raises(ValueError, match="labels of 256 classes do not fit into a byte"):
+        scores_from_labels(np.zeros((1, 1), np.uint8), 256)

@@ -165,6 +165,10 @@ def _folder_classes(config: DataConfig) -> Classes:
 
 def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
     if config.images and config.labels:
+        if config.root:
+            raise DataError(
+                f"`data.root` {config.root} is not looked at where data.images and data.labels are given. Leave it out."
+            )
         return Path(config.images), Path(config.labels)
     if config.images or config.labels or not config.root:
         raise DataError(

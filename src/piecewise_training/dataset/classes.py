@@ -13,7 +13,8 @@ class Classes:
     """The names of the classes, in the order of their indices, and the colour of each.
 
     Raises:
-        ValueError: there are fewer than two classes or more than 255, or not as many colours as names.
+        ValueError: there are fewer than two classes or more than 255, not as many colours as names, or a colour goes
+            beyond 0 to 255.
 
     Example:
         >>> Classes.numbered(3).names
@@ -29,6 +30,9 @@ class Classes:
         if len(self.colours) != len(self.names):
             raise ValueError(f"{len(self.names)} classes need as many colours; got {len(self.colours)}.")
         plain = tuple((int(red), int(green), int(blue)) for red, green, blue in self.colours)
+        wrong = [colour for colour in plain if min(colour) < 0 or max(colour) > 255]
+        if wrong:
+            raise ValueError(f"`colours` must be red, green and blue from 0 to 255; got {wrong[0]}.")
         object.__setattr__(self, "colours", plain)  # which may be NumPy's numbers
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,18 +83,26 @@ def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
     """The names in a list: a file with one a line, or a sequence; suffixes of image files are dropped.
 
     Raises:
-        DataError: the file does not exist or the list is empty.
+        DataError: the file does not exist or is not in UTF-8, or the list is empty or names an image twice.
     """
     if isinstance(image_list, str | Path):
         path = Path(image_list)
         if not path.is_file():
             raise DataError(f"`image_list` {path} does not exist. It must be a text file with one image name a line.")
-        lines: Iterable[str] = path.read_text().split("\n")
+        try:
+            lines: Iterable[str] = path.read_text(encoding="utf-8-sig").split("\n")  # Windows puts a mark before it
+        except UnicodeDecodeError as error:
+            raise DataError(f"`image_list` {path} is no text in UTF-8 ({error}). Save it as such.") from error
     else:
         lines = image_list
     names = [_without_suffix(line.strip()) for line in lines if line.strip()]
     if not names:
         raise DataError(f"`image_list` {image_list} names no image.")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(
+            f"`image_list` {image_list} names {twice[0]!r}{_and_more(twice)} more than once. Remove the others."
+        )
     return names
 
 
@@ -113,7 +122,8 @@ def read_label(path: Path) -> np.ndarray:
     """Reads a label image of one class index a pixel (H, W) uint8, from a palette or grey image.
 
     Raises:
-        DataError: the file is unreadable, truncated, a JPEG, in colour or has more than 8 bits a pixel.
+        DataError: the file is unreadable, truncated, a JPEG, in colour, has more than 8 bits a pixel, or they are
+            stored in reverse.
     """
     if path.suffix.lower() in (".jpg", ".jpeg"):
         raise DataError(f"label {path} is a JPEG, which blurs class indices. Make it again as PNG from its source.")
@@ -125,10 +135,17 @@ def read_label(path: Path) -> np.ndarray:
     if label.mode in ("LA", "PA"):
         raise DataError(f"label {path} has an alpha channel ({label.mode}). Convert it to grey or palette alone.")
     if label.mode not in ("1", "L", "P"):
+        if path.suffix.lower() == ".webp":
+            raise DataError(f"label {path} is a WebP, which holds colours only. Make it again as PNG from its source.")
         raise DataError(
             f"label {path} is a colour image ({label.mode}), not one of class indices. Convert it once with "
             "piecewise_training.dataset.labels_from_colours(array, colours), where colours lists the RGB of each "
             "class in order, and save the result as an 8-bit PNG."
+        )
+    if label.mode == "L" and rawmode.startswith("L;") and rawmode not in _STRETCH:
+        raise DataError(
+            f"label {path} stores its values reversed ({rawmode}), as TIFF files may whose white is zero. Convert it "
+            "to an 8-bit PNG of class indices."
         )
     array = np.asarray(label, dtype=np.uint8)
     return array // _STRETCH[rawmode] if rawmode in _STRETCH else array
@@ -151,18 +168,18 @@ def check_label(path: Path, label: np.ndarray, size: tuple[int, int], num_classe
         )
 
 
-def labels_from_colours(image: np.ndarray, colours: Sequence[tuple[int, int, int]]) -> np.ndarray:
+def labels_from_colours(image: np.ndarray, colours: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """Turns a colour-coded label image into class indices; colours that are not listed become void.
 
     Args:
         image: (H, W, 3) uint8.
-        colours: the RGB of each class, in the order of the classes; at most 255.
+        colours: the RGB of each class, 0 to 255, in the order of the classes; at most 255, each another.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        ValueError: the image is not (H, W, 3) uint8, or there are more than 255 colours.
+        ValueError: the image is not (H, W, 3) uint8, a colour is none or stands there twice, or there are over 255.
 
     Example:
         >>> labels_from_colours(np.array([[[0, 0, 0], [128, 0, 0], [9, 9, 9]]], np.uint8), [(0, 0, 0), (128, 0, 0)])
@@ -172,10 +189,17 @@ def labels_from_colours(image: np.ndarray, colours: Sequence[tuple[int, int, int
         raise ValueError(f"`image` must be (H, W, 3) uint8; got {image.shape} {image.dtype}.")
     if len(colours) > VOID:
         raise ValueError(f"`colours` must list at most {VOID} classes; got {len(colours)}.")
-    packed = image.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    table = np.asarray(colours)
+    rows = table.ndim == 2 and table.shape[1] == 3 and len(table) and table.dtype.kind in "iu"
+    if not rows or table.min() < 0 or table.max() > 255:
+        raise ValueError(f"`colours` must be rows of red, green and blue, integers from 0 to 255; got {colours!r}.")
+    places = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    packed, keys = image.astype(np.uint32) @ places, table.astype(np.uint32) @ places
+    if len(np.unique(keys)) < len(keys):
+        raise ValueError("`colours` lists a colour twice, which could be either class.")
     index = np.full(packed.shape, VOID, np.uint8)
-    for k, (red, green, blue) in enumerate(colours):
-        index[packed == (red << 16 | green << 8 | blue)] = k
+    for k, key in enumerate(keys):
+        index[packed == key] = k
     return index
 
 
@@ -208,7 +232,7 @@ def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
         raise DataError(f"`{argument}` {folder} is no folder.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
             continue
         if path.stem in found:
             raise DataError(f"{found[path.stem]} and {path.name} share the name {path.stem!r}. Remove one of them.")

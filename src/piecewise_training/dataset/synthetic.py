@@ -40,7 +40,7 @@ class SyntheticDataset(Dataset[Item]):
         transform: as in `SegmentationDataset`.
 
     Raises:
-        ValueError: a length below 1 or an image size below 32.
+        ValueError: a length below 1, an image size below 32 or a seed below 0.
 
     Example:
         >>> image, label = SyntheticDataset(2, image_size=(64, 96))[0]
@@ -61,6 +61,8 @@ class SyntheticDataset(Dataset[Item]):
             raise ValueError(f"`length` must be at least 1; got {length}.")
         if len(image_size) != 2 or min(image_size) < 32:
             raise ValueError(f"`image_size` must be (height, width) of at least 32; got {image_size!r}.")
+        if seed < 0:
+            raise ValueError(f"`seed` must be at least 0; got {seed}.")
         self.length = length
         self.image_size = image_size
         self.seed = seed

@@ -103,5 +103,5 @@ def merge_sbd(voc_root: Path, sbd_root: Path) -> int:
         label.putpalette(palette.tobytes())
         label.save(target / f"{name}.png")
     names = sorted({*own, *added})
-    (lists / f"{AUGMENTED}.txt").write_text("\n".join(names) + "\n")
+    (lists / f"{AUGMENTED}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     return len(names)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,12 +69,14 @@ def check(how: InferenceConfig) -> None:
     Raises:
         ValueError: a number is out of its range.
     """
-    if not how.scales or not all(scale > 0 for scale in how.scales):
+    if not how.scales or not all(0 < scale < math.inf for scale in how.scales):
         raise ValueError(f"`scales` must be one or more numbers above 0; got {list(how.scales)}.")
     if not 0 <= how.overlap < 1:
         raise ValueError(f"`overlap` must be from 0 to below 1; got {how.overlap}.")
-    if how.window is not None and min(how.window) < 1:
-        raise ValueError(f"`window` must be a height and a width of at least 1; got {list(how.window)}.")
+    if how.window is not None and not (
+        isinstance(how.window, Sequence) and len(how.window) == 2 and min(how.window) >= 1
+    ):
+        raise ValueError(f"`window` must be a height and a width of at least 1; got {how.window!r}.")
 
 
 def _windows(model: PiecewiseTrainedModel, image: Tensor, how: InferenceConfig) -> Tensor:

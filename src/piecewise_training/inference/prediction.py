@@ -45,15 +45,15 @@ def predict(
     """Predicts the labels of one image at its own size.
 
     Args:
-        model: in evaluation mode, on any device.
-        image: an RGB image.
+        model: in evaluation mode, on any device and of any precision.
+        image: an RGB image, taken as it lies: PIL's `ImageOps.exif_transpose` turns a photograph upright.
         apply_crf: False leaves the CRFs out.
         how: windows, scales and mirror images over which to average.
 
     Raises:
-        ValueError: the image is not (H, W, 3) uint8, or a number is out of its range.
+        ValueError: the image is not (H, W, 3) uint8 or holds no pixel, or a number is out of its range.
     """
-    pixels = normalise(_pixels(image))[None].to(next(model.parameters()).device)
+    pixels = normalise(_pixels(image))[None].to(next(model.parameters()))
     scored = score(model, pixels, how)
     log_q = model.refine(pixels, *scored) if apply_crf else None
     log_p = scored.unary.log_softmax(1) if log_q is None else log_q
@@ -75,13 +75,14 @@ def refine(
         The labels (H, W) and the probabilities (K, H, W).
 
     Raises:
-        ValueError: shapes do not fit or a score is not finite.
+        ValueError: shapes do not fit, there are more than 255 classes, or a score is not finite.
 
     Example:
         >>> labels, probabilities = refine(np.zeros((2, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
         >>> labels.shape, probabilities.shape
         ((8, 8), (2, 8, 8))
     """
+    _check_count(len(scores))
     log_q = dense_crf(torch.from_numpy(np.ascontiguousarray(scores))[None], _pixels(image)[None], **crf)
     return _labels(log_q), log_q[0].exp().numpy()
 
@@ -97,16 +98,21 @@ def scores_from_labels(
         confidence: probability of the label of each pixel; the rest is shared by the other classes.
 
     Raises:
-        ValueError: the confidence is not between 1 / K and 1, or a label is neither a class nor void.
+        ValueError: there are fewer than 2 classes or more than 255, the confidence is not between 1 / K and 1, or a
+            label is neither a class nor void.
 
     Example:
         >>> np.exp(scores_from_labels(np.array([[1, 255]], np.uint8), 2, 0.9)).round(2)[:, 0]
         array([[0.1, 0.5],
                [0.9, 0.5]], dtype=float32)
     """
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2; got {num_classes}.")
+    _check_count(num_classes)
     if not 1 / num_classes < confidence < 1:
         raise ValueError(f"`confidence` must be between 1 / {num_classes} and 1; got {confidence}.")
-    wrong = np.unique(labels[(labels >= num_classes) & (labels != VOID)])
+    known = np.isin(labels, np.arange(num_classes))
+    wrong = np.unique(labels[~known & (labels != VOID)])
     if wrong.size:
         raise ValueError(f"`labels` must hold 0 to {num_classes - 1} or {VOID}; it also holds {wrong[:5].tolist()}.")
     probabilities = np.full((num_classes, *labels.shape), (1 - confidence) / (num_classes - 1), np.float32)
@@ -117,13 +123,21 @@ def scores_from_labels(
 
 
 def _pixels(image: Image.Image | np.ndarray) -> Tensor:
-    array = np.array(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    if isinstance(image, Image.Image):
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+            raise ValueError(f"`image` must have 8 bits a channel; got mode {image.mode}. Convert it to 8-bit RGB.")
+        image = image.convert("RGB")
+    array = np.array(image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(f"`image` must be (H, W, 3) uint8; got {array.shape} {array.dtype}.")
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
+def _check_count(num_classes: int) -> None:
+    if num_classes > VOID:
+        raise ValueError(f"labels of {num_classes} classes do not fit into a byte: at most {VOID}, please.")
+
+
 def _labels(scores: Tensor) -> np.ndarray:
-    if scores.shape[1] > VOID:
-        raise ValueError(f"labels of {scores.shape[1]} classes do not fit into a byte: at most {VOID}, please.")
+    _check_count(scores.shape[1])
     return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
