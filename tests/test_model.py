@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from piecewise_training.crf import Kernel
+from piecewise_training.crf import DenseCRF, Kernel
 from piecewise_training.dataset import Classes, normalise
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import ContextualCRF, Relation, vgg
@@ -117,6 +117,42 @@ def test_saves_and_loads_itself(tmp_path: Path) -> None:
     assert loaded.classes == model.classes
     assert not loaded.training
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_updates_that_were_set_later_are_saved(tmp_path: Path) -> None:
+    model = small_model()
+    assert model.crf is not None
+    model.crf.num_iterations, model.crf.train_iterations = 1, 2
+    model.save(tmp_path / "model.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3))
+    assert loaded.crf is not None
+    assert (loaded.crf.num_iterations, loaded.crf.train_iterations) == (1, 2)
+
+
+def test_a_crf_that_was_taken_away_or_changed(tmp_path: Path) -> None:
+    model = small_model()
+    model.crf = DenseCRF(3, class_bias=True)
+    with pytest.raises(ValueError, match="`crf` is another than the model was built with, and could not be loaded"):
+        model.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+    model.crf = None
+    model.save(tmp_path / "model.safetensors")
+    assert PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3)).crf is None
+
+
+def test_grey_levels_are_exact_after_any_cast() -> None:
+    image = torch.rand(1, 3, 4, 5)
+    expected = small_model().to_grey_levels(image)
+    for cast in (nn.Module.half, nn.Module.bfloat16, nn.Module.double):
+        model = small_model()
+        assert torch.equal(cast(model).to_grey_levels(image), expected)
+        assert torch.equal(model.float().to_grey_levels(image), expected)
+
+
+def test_a_model_has_images_alone() -> None:
+    kernels = [Kernel(3.0), Kernel(30.0, feature_stds={"depth": 1.0})]
+    with pytest.raises(ValueError, match=r"`crf` has kernels of further maps \(depth\), but a model is given images"):
+        small_model(crf={"kernels": kernels})
 
 
 def test_loads_from_a_runs_folder(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +112,12 @@ class PiecewiseTrainedModel(nn.Module):
         )
         self.context = _build_context(context, self.unary, num_classes)
         self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
+        maps = {name for kernel in (self.crf.kernels.values() if self.crf else ()) for name in kernel.feature_stds}
+        if maps:
+            raise ValueError(
+                f"`crf` has kernels of further maps ({', '.join(sorted(maps))}), but a model is given images alone. "
+                "Call a DenseCRF of your own with its `features`."
+            )
         self.configuration: dict[str, Any] = {
             "num_classes": num_classes,
             "crf_iterations": crf_iterations,
@@ -206,7 +212,7 @@ class PiecewiseTrainedModel(nn.Module):
         """Writes weights and configuration to one safetensors file, the configuration as JSON in its header.
 
         Raises:
-            ValueError: the file's name does not end in .safetensors.
+            ValueError: the file's name does not end in .safetensors, or `crf` is another than the model was built with.
         """
         path = Path(path)
         if path.suffix != ".safetensors":
@@ -214,13 +220,37 @@ class PiecewiseTrainedModel(nn.Module):
         header = {
             "format": _FORMAT,
             "version": __version__,
-            "model": json.dumps(self.configuration),
+            "model": json.dumps(self._present_configuration()),
             "classes": json.dumps(asdict(self.classes)),
         }
         # Clones, because safetensors refuses tensors that share memory, as tied weights do.
         state = {name: value.cpu().contiguous().clone() for name, value in self.state_dict().items()}
         with atomic_write(path) as temporary:
             safetensors.torch.save_file(state, temporary, header)
+
+    def _present_configuration(self) -> dict[str, Any]:
+        """The configuration, with what may have been set since: the CRF's numbers of updates, or that there is none."""
+        present = {**self.configuration, "use_crf": self.crf is not None}
+        if self.crf is None:
+            return present
+        present |= _plain({"crf_iterations": self.crf.num_iterations})
+        present["crf"] = present["crf"] | _plain({"train_iterations": self.crf.train_iterations})
+        again = DenseCRF(self.num_classes, present["crf_iterations"], **present["crf"])
+        shapes = ({name: value.shape for name, value in crf.state_dict().items()} for crf in (again, self.crf))
+        if next(shapes) != next(shapes):
+            raise ValueError(
+                "`crf` is another than the model was built with, and could not be loaded again. Give its options as "
+                "`crf` to PiecewiseTrainedModel."
+            )
+        return present
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PiecewiseTrainedModel:
+        """Moves and casts; ImageNet's mean and deviation stay exact, for the CRF wants grey levels."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            device = getattr(self, name).device
+            setattr(self, name, torch.tensor(values, dtype=torch.float32, device=device)[:, None, None])
+        return self
 
     @classmethod
     def load(cls, path: str | Path, unary: nn.Module | None = None) -> PiecewiseTrainedModel:

@@ -150,8 +150,21 @@ def test_what_predict_wrote(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (scores / "a.npy").unlink()
     np.savez(scores / "a_probabilities.npz", probabilities=(np.exp(logits) / np.exp(logits).sum(0)).astype(np.float16))
     Image.new("RGB", (24, 20)).save(scores / "a_overlay.png")
+    Image.new("L", (24, 20)).save(scores / "a.png")  # the labels, which say less
     assert main(["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a_overlay.png"]
+
+
+def test_scores_that_cannot_be_refined_do_not_stop_the_others(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, scores = folders
+    (images / "b.png").write_bytes((images / "a.png").read_bytes())
+    np.save(scores / "b.npy", np.load(scores / "a.npy"))
+    np.save(scores / "a.npy", np.zeros((300, 20, 24), np.float32))
+    assert main(["refine", str(scores), "--images", str(images), "--output", str(tmp_path / "out")]) == 1
+    assert f"{scores / 'a.npy'}: labels of 300 classes do not fit into a byte" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b.png").is_file()
 
 
 def test_images_are_not_replaced(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, save_model
-from piecewise_training.config import FeatMapConfig, KernelConfig, ModelConfig
+from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
 from piecewise_training.dataset import Classes
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import FeatMapNet, Relation, build_unary
@@ -126,3 +126,12 @@ def test_papers_configuration() -> None:
         network = build_unary("vgg16", 21, pretrained=False, featmap=dataclasses.asdict(config.model.featmap))
     assert isinstance(network, FeatMapNet)
     assert network.channels == 3 * 3 * 512
+
+
+def test_relations_of_one_kind_are_told_apart() -> None:
+    relations = (RelationConfig("surrounding"), RelationConfig("surrounding"), RelationConfig("above_below"))
+    config = ModelConfig(**SMALL, featmap=FeatMapConfig(scales=(1.0,)), context=ContextConfig(relations=relations))
+    values = crf_values(build_model(config, Classes.numbered(3), seed=0))
+    assert [name for name in values if name.startswith("context")] == [
+        "context_surrounding_w", "context_surrounding2_w", "context_above_below_w",
+    ]  # fmt: skip

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 
+from piecewise_training import inference
 from piecewise_training.cli import main
 from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.inference import predict
 from piecewise_training.metrics import border_band
 from piecewise_training.model import PiecewiseTrainedModel
 
@@ -131,11 +138,52 @@ def test_resume(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "there is no run to resume in" in capsys.readouterr().err
     assert main(["train", *TINY, "--output", str(run), "--seed", "4", "--resume"]) == 1
     assert "but seed differs from it" in capsys.readouterr().err
+    changed = ["--training.optim.learning_rate", "0.5", "--data.crop", "[32,32]"]
+    assert main(["train", "--output", str(run), "--resume", *changed]) == 1
+    assert "but data.crop and training.optim.learning_rate differ from it" in capsys.readouterr().err
     assert main(["train", "--output", str(run), "--resume", "--overwrite"]) == 1
     assert "goes on with a run and `overwrite` replaces it" in capsys.readouterr().err
     before = PiecewiseTrainedModel.load(run).state_dict()
     assert main(["train", "--output", str(run), "--resume", "--data.workers", "1"]) == 0
     assert all(torch.equal(before[k], v) for k, v in PiecewiseTrainedModel.load(run).state_dict().items())
+
+
+def test_resumes_what_an_earlier_version_began(run: Path, tmp_path: Path) -> None:
+    """Its configuration lacks an option that has come since, which has its default."""
+    folder = tmp_path / "earlier"
+    shutil.copytree(run, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["model"]["crf_spatial"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--output", str(folder), "--resume"]) == 0
+
+
+def test_one_run_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):  # as another run holds it
+        assert main(["train", *TINY, "--output", str(folder)]) == 1
+    assert f"another run is training into `output` {folder} just now" in capsys.readouterr().err
+    assert not list(folder.glob("*.yaml"))
+
+
+def test_a_run_that_is_told_to_end_is_not_finished(tmp_path: Path) -> None:
+    """As Slurm and Docker do it; status 0 would say that the model is there."""
+    command = [sys.executable, "-m", "piecewise_training", "train", *TINY, "--training.stage1_epochs", "1000"]
+    process = subprocess.Popen([*command, "--output", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("checkpoints/stage1/last.ckpt")) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "piecewise train: ended from outside (SIGTERM); --resume goes on with it" in message
+
+
+def test_begins_with_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for start in (run, run / "piecewise_model_final.pth"):
+        assert main(["train", *TINY, "--model.start_from", str(start), "--output", str(run), "--overwrite"]) == 1
+        assert f"`model.start_from` {start} lies in `output` {run}, where it would be" in capsys.readouterr().err
+    assert (run / "piecewise_model_final.pth").is_file()
 
 
 def test_begins_with_a_trained_network(run: Path, tmp_path: Path) -> None:
@@ -245,6 +293,26 @@ def test_one_broken_image_does_not_stop_the_others(
     assert (out / "b.png").is_file()
 
 
+def test_an_image_that_fails_does_not_stop_the_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, width in (("a", 500), ("b", 40)):
+        Image.new("RGB", (width, 32)).save(tmp_path / f"{name}.png")
+
+    def scarce(model: PiecewiseTrainedModel, image: Image.Image, **kwargs: Any) -> Any:
+        if image.width == 500:
+            raise MemoryError("there is not enough memory")
+        return predict(model, image, **kwargs)
+
+    monkeypatch.setattr(inference, "predict", scarce)
+    out = tmp_path / "out"
+    assert main(["predict", str(tmp_path), "--model", str(run), "--output", str(out), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert f"{tmp_path / 'a.png'}: there is not enough memory" in captured.err
+    assert "1 predictions are in" in captured.out
+    assert (out / "b.png").is_file()
+
+
 def folder_arguments(make_pairs: Any, **kwargs: Any) -> list[str]:
     images, labels = make_pairs(tuple("abcdefgh"), **kwargs)
     return [
@@ -253,10 +321,17 @@ def folder_arguments(make_pairs: Any, **kwargs: Any) -> list[str]:
     ]  # fmt: skip
 
 
-def test_own_folders(make_pairs: Any, tmp_path: Path) -> None:
+def test_own_folders(make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = folder_arguments(make_pairs)
     assert main([*arguments, "--data.class_names", "[x,y,z]", "--output", str(tmp_path / "run")]) == 0
     assert PiecewiseTrainedModel.load(tmp_path / "run").classes.names == ("x", "y", "z")
+    own = ["evaluate", "--model", str(tmp_path / "run"), "--device", "cpu", "--output", str(tmp_path / "evaluated")]
+    folder = ["--data.name", "folder", "--data.images", str(tmp_path / "." / "data" / ".." / "data" / "images")]
+    folder += ["--data.labels", str(tmp_path / "data" / "labels"), "--data.num_classes", "3"]
+    assert main([*own, *folder]) == 0
+    assert "2 images of 3 classes" in capsys.readouterr().out  # the share that the run held out
+    assert main([*own, *folder, "--data.class_names", "[x,z,y]"]) == 1
+    assert "`data.class_names` are x, z, y, but those of the model x, y, z. Leave them out" in capsys.readouterr().err
 
 
 def test_borders_under_void(tmp_path: Path) -> None:

@@ -128,6 +128,15 @@ def test_gradients_are_as_the_user_left_them() -> None:
     ]  # fmt: skip
 
 
+def test_frozen_normalisation_keeps_its_statistics() -> None:
+    t = trainer(learning_rate=0.05)
+    norm = t.model.unary.layers[1]
+    norm.requires_grad_(False)
+    before = snapshot(norm)
+    t.train_piecewise(loader(), 1, 1, 1)
+    assert moved(norm, before) == set()
+
+
 def test_stage_3_moves_both() -> None:
     t = trainer(learning_rate=0.05)
     before = snapshot(t.model)
@@ -349,6 +358,17 @@ def test_early_stopping() -> None:
     config = TrainConfig(patience=1, optim=OptimConfig(learning_rate=1e-12))
     history = trainer(config=config).train_unary(loader(), 10, loader(seed=1))
     assert len(history["train_loss"]) < 10
+
+
+def test_class_weights_are_those_of_the_images() -> None:
+    t = trainer(config=TrainConfig(class_weights="inverse"))
+    one, other = loader(seed=1), loader(seed=2)
+    found = []
+    for batches in (one, one, other):
+        t.train_unary(batches, 1)
+        found.append(t._weight)
+    assert found[0] is found[1]
+    assert not torch.equal(found[1], found[2])
 
 
 def test_class_weights_are_counted_before_augmentation() -> None:

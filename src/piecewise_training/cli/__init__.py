@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ _COMMANDS: dict[str, Any] = {
     "demo": demo.run,
     "export": export.run,
 }
+_TERMINATED = 128 + signal.SIGTERM  # the status of a stage that was told to end: the run is not finished
 # What a command line is completed with before it is parsed for good.
 _WITH_DEFAULTS: dict[str | None, Any] = {"train": train.with_defaults, "evaluate": evaluate.with_data_of_run}
 _DATA_COMMANDS: dict[str, Any] = {"check": data.check, "download": data.download}
@@ -52,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; --resume goes on with it" if name == "train" else ""
         print(f"piecewise {name}: interrupted{hint}", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if end.code != _TERMINATED:
+            raise
+        print(f"piecewise {name}: ended from outside (SIGTERM); --resume goes on with it", file=sys.stderr)
+        return _TERMINATED
     except (ValueError, TypeError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
         if traceback:
             raise

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -15,6 +16,8 @@ from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
+_PLACES = ("root", "images", "labels")
+_SPLIT = ("image_list", "val_images", "val_labels", "val_list", "val_fraction")  # what tells which are held out
 _INFERENCE = InferenceConfig()
 
 
@@ -31,7 +34,8 @@ def run(
     Args:
         model: folder of a run, or a .safetensors file in one
         data: what to evaluate on; the run's own validation set, save for what is given here, unless data.name is;
-            of another folder all images, unless data.val_images, data.val_list or data.val_fraction names some
+            of another folder all images, unless data.val_images, data.val_list or data.val_fraction names some; of
+            the run's own folder what was held out, however it is named
         output: folder for the metrics and pictures
         seed: of the drawn scenes and of the share that is held out; the run's own with the run's data
         inference: how to look at an image
@@ -47,9 +51,16 @@ def run(
 
     if (Path(output) / "config.yaml").is_file():
         raise ValueError(f"`output` {output} holds a run, whose own results would be lost. Give a folder of its own.")
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f"`output` {output} is a file. Give a folder.")
     network = PiecewiseTrainedModel.load(model)
+    if data.class_names is not None and tuple(data.class_names) != network.classes.names:
+        raise ValueError(
+            f"`data.class_names` are {', '.join(data.class_names)}, but those of the model "
+            f"{', '.join(network.classes.names)}. Leave them out, if the labels are the same classes."
+        )
     held_out = data.val_images or data.val_list or data.val_fraction != _DATA.val_fraction
-    foreign = data.name == "folder" and not held_out and not _is_own(data, model)
+    foreign = data.name == "folder" and not held_out and not _is_own(data, _data_of_run(model))
     val_set = whole_folder(data) if foreign else build_datasets(data, seed)[1]
     if val_set.num_classes != network.num_classes:
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
@@ -67,12 +78,17 @@ def run(
     print_summary(console, results, [], Path(output))
 
 
-def _is_own(data: DataConfig, model: str) -> bool:
+def _is_own(data: Any, trained: Mapping[str, Any]) -> bool:
     """Whether the images are those that the model's run was trained on, of which some were held out."""
-    path = _config_of(model)
-    trained = yaml.safe_load(path.read_text())["data"] if path.is_file() else {}
-    given = plain(dataclasses.asdict(data))
-    return all(given[key] == trained.get(key) for key in ("name", "root", "images", "labels"))
+    return bool(trained) and _source(vars(data)) == _source(trained)
+
+
+def _source(data: Mapping[str, Any]) -> list[Any]:
+    """Where the images and labels of a configuration lie, whichever way that is written."""
+    root, images, labels = (data.get(key) for key in _PLACES)
+    if data.get("name") == "folder" and root and not images and not labels:
+        root, images, labels = None, f"{root}/images", f"{root}/labels"
+    return [data.get("name"), *(place and Path(place).resolve() for place in (root, images, labels))]
 
 
 def _config_of(model: str) -> Path:
@@ -80,15 +96,59 @@ def _config_of(model: str) -> Path:
     return folder / "config.yaml"
 
 
+def _run_config(model: str) -> dict[str, Any]:
+    """The configuration of the model's run; empty if there is none beside the model, or one of another program."""
+    path = _config_of(model)
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return config if isinstance(config, dict) and isinstance(config.get("data"), dict) and "seed" in config else {}
+
+
+def _data_of_run(model: str) -> dict[str, Any]:
+    data: dict[str, Any] = _run_config(model).get("data", {})
+    return data
+
+
 def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Puts the data and seed of the model's run before the arguments, unless they name other data."""
-    if any(re.match(r"--(data\.name|data$|data=|config)", argument) for argument in arguments):
+    """Completes the arguments by the data and seed of the model's run.
+
+    Unless they name other data they stand on the whole of the run's. Of the run's own images, however they are named,
+    what it held out is what is held out here; of others nothing of that is of use.
+    """
+
+    def complete(before: Sequence[str], behind: Sequence[str] = ()) -> list[str]:
+        command = arguments.index("evaluate") + 1
+        return [*arguments[:command], *before, *arguments[command:], *behind]
+
+    def parse(completed: Sequence[str]) -> Any:
+        return parser.parse_args([part for part in completed if not part.startswith("--print_config")]).evaluate
+
+    named = any(re.match(r"--(data\.name|data$|data=|config)", argument) for argument in arguments)
+    model = parse(arguments).model
+    run = _run_config(model)
+    if not run and not named:
+        parser.error(
+            f"{_config_of(model).parent} holds no config.yaml that names the data: give --data.name and the rest"
+        )
+    if not run:
         return list(arguments)
-    shown = [argument for argument in arguments if not argument.startswith("--print_config")]
-    path = _config_of(parser.parse_args(shown).evaluate.model)
-    if not path.is_file():
-        parser.error(f"{path.parent} holds no config.yaml that names the data: give --data.name and the rest")
-    run_config = yaml.safe_load(path.read_text())
-    own = ["--data", json.dumps(run_config["data"]), "--seed", str(run_config["seed"])]
-    command = arguments.index("evaluate") + 1
-    return [*arguments[:command], *own, *arguments[command:]]
+    trained, seed = run["data"], ["--seed", str(run["seed"])]
+    if not named:
+        moved = any(re.match(rf"--data\.({'|'.join(_PLACES)})\b", argument) for argument in arguments)
+        left_out = set(_PLACES) if moved else set()
+        if moved and not _is_own(parse(complete(_as_option(trained, left_out))).data, trained):
+            left_out |= set(_SPLIT)
+        return complete([*_as_option(trained, left_out), *seed])
+    given = parse(arguments).data
+    if not _is_own(given, trained):
+        return list(arguments)
+    free = [key for key in _SPLIT if given[key] == getattr(_DATA, key) and trained.get(key) is not None]
+    own = [f"--data.{key}={trained[key]}" for key in free]
+    return complete((), own if _names_seed(arguments) else [*own, *seed])
+
+
+def _as_option(data: Mapping[str, Any], without: set[str]) -> list[str]:
+    return ["--data", json.dumps({key: value for key, value in data.items() if key not in without})]
+
+
+def _names_seed(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] == "--seed" for argument in arguments)

@@ -22,7 +22,8 @@ def run(
 ) -> int:
     """Predicts the labels of images: a palette PNG each, and the image with its labels painted over.
 
-    Images are taken at their own size. One that cannot be read is named at the end, and the exit status is 1.
+    Images are taken at their own size. One that cannot be read or predicted is named at the end, and the exit status
+    is 1.
 
     Args:
         inputs: images, folders of images or globs
@@ -35,6 +36,7 @@ def run(
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
     import numpy as np
+    import torch
     from rich.progress import track
 
     from piecewise_training.cli.inputs import check_outputs, find_files
@@ -52,10 +54,13 @@ def run(
     for path in track(paths, "predicting"):
         try:
             image = read_image(path)
-        except DataError as error:
+            prediction = predict(network, image, apply_crf=crf, how=inference)
+        except DataError as error:  # which names the file
             faults.append(str(error))
             continue
-        prediction = predict(network, image, apply_crf=crf, how=inference)
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            faults.append(f"{path}: {error}")
+            continue
         save_prediction(
             Path(output),
             path.stem,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 _SCORE_SUFFIXES = (".npy", ".npz", ".png")
+_SCORED = "_probabilities"  # ends the names of what `piecewise predict --probabilities` writes beside the labels
 
 
 def run(
@@ -28,8 +29,8 @@ def run(
 ) -> int:
     """Refines other people's predictions with a dense CRF: score maps, or label images, and the images they are of.
 
-    What `piecewise predict --probabilities` has written can be refined too. A file that cannot be refined is named at
-    the end, and the exit status is 1.
+    What `piecewise predict --probabilities` has written can be refined too; the labels beside it are left out. A file
+    that cannot be refined is named at the end, and the exit status is 1.
 
     Args:
         inputs: .npy or .npz of (K, H, W) scores, .png of class indices, folders of them or globs
@@ -62,7 +63,8 @@ def run(
             raise ValueError(f"`num_classes` is {num_classes}, but `class_names` lists {len(class_names)}.")
         num_classes = len(class_names)
     paths = find_files(inputs, _SCORE_SUFFIXES, without="_overlay")
-    pairs = list(zip(paths, partners(paths, Path(images), "_probabilities"), strict=True))
+    paths = [path for path in paths if path.with_name(f"{path.stem}{_SCORED}.npz") not in paths]  # they say more
+    pairs = list(zip(paths, partners(paths, Path(images), _SCORED), strict=True))
     kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
     names = {path: prediction_files(partner.stem, **kinds) for path, partner in pairs}
     check_outputs(names, Path(output), [file for pair in pairs for file in pair])
@@ -78,10 +80,13 @@ def run(
         try:
             image = np.asarray(read_image(partner))
             scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
-        except DataError as error:
+            labels, refined = refine(scores, image, iterations=iterations, **kernels)
+        except DataError as error:  # which names the file
             faults.append(str(error))
             continue
-        labels, refined = refine(scores, image, iterations=iterations, **kernels)
+        except (ValueError, MemoryError) as error:
+            faults.append(f"{path}: {error}")
+            continue
         classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
         save_prediction(
             Path(output),

@@ -109,7 +109,9 @@ def crf_values(model: PiecewiseTrainedModel) -> dict[str, float]:
         values |= dict(zip(names, model.crf.class_bias.tolist(), strict=True))
     if model.context is not None:
         factors = model.context.log_factors.detach().exp().tolist()
-        names = [f"context_{relation.name}_w" for relation in model.context.relations]
+        kinds = [relation.name for relation in model.context.relations]
+        places = [kinds[:place].count(kind) + 1 for place, kind in enumerate(kinds)]
+        names = [f"context_{kind}{place if place > 1 else ''}_w" for kind, place in zip(kinds, places, strict=True)]
         values |= dict(zip(names, factors, strict=True))
     return values
 

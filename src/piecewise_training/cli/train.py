@@ -6,16 +6,21 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
+
+if TYPE_CHECKING:
+    from piecewise_training.processes import Group
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
 _CONFIG = "config.yaml"
@@ -71,7 +76,21 @@ def run(
     if devices > 1 and group.size == 1:
         _train_together(resolved, devices, resume=resume, overwrite=overwrite)
         return
+    with _alone(folder) if group.first else nullcontext():
+        _run(folder, resolved, data, model, training, group, resume=resume)
 
+
+def _run(
+    folder: Path,
+    resolved: dict[str, Any],
+    data: DataConfig,
+    model: ModelConfig,
+    training: TrainConfig,
+    group: Group,
+    *,
+    resume: bool,
+) -> None:
+    """Trains, judges and writes."""
     from rich.console import Console
 
     from piecewise_training.cli import results as tables
@@ -86,6 +105,7 @@ def run(
     from piecewise_training.inference import evaluate
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
+    seed: int = resolved["seed"]
     console = Console(quiet=not group.first)
     train_set, val_set = build_datasets(data, seed)
     assert train_set.classes is not None
@@ -95,7 +115,13 @@ def run(
     )
     network = tables.build_model(model, train_set.classes, seed)
     trainer = PiecewiseTrainer(
-        network, device, network.num_classes, config=training, output_dir=folder, seed=seed, progress=group.first
+        network,
+        resolved["device"],
+        network.num_classes,
+        config=training,
+        output_dir=folder,
+        seed=seed,
+        progress=group.first,
     )
     loaders = {"augmented": train_loader, "whole": crf_loader, "cropped": joint_loader}
     batches = {images: loader(train_set, data, seed) for images, loader in loaders.items()}
@@ -168,6 +194,28 @@ def _train_together(resolved: dict[str, Any], devices: int, *, resume: bool, ove
         processes.launch([*traceback, "train", "--config", str(config), *switches], devices)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder as long as this one lasts, however it ends.
+
+    Raises:
+        ValueError: another run is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another run is training into `output` {folder} just now. Give another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: something was done
+            folder.rmdir()
+
+
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Refuses to lose another run or somebody's files, or to resume a run with another configuration."""
     path = folder / _CONFIG
@@ -176,13 +224,16 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
     if resume:
         if not path.is_file():
             raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {_CONFIG}.")
-        earlier = yaml.safe_load(path.read_text()) or {}
-        keys = ("data", "model", "training", "seed")
-        changed = [key for key in keys if _result(earlier, key) != _result(resolved, key)]
+        earlier, now = (_flat(_with_known(config)) for config in (yaml.safe_load(path.read_text()) or {}, resolved))
+        changed = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
         if changed:
             differs = "differ" if changed[1:] else "differs"
             raise ValueError(f"`resume` goes on with the run of {path}, but {' and '.join(changed)} {differs} from it.")
-    elif path.is_file():
+        return
+    start = resolved["model"]["start_from"]
+    if start and folder.resolve() in (Path(start).resolve(), *Path(start).resolve().parents):
+        raise ValueError(f"`model.start_from` {start} lies in `output` {folder}, where it would be replaced.")
+    if path.is_file():
         if not overwrite and _holds_work(folder):
             raise ValueError(
                 f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
@@ -197,10 +248,20 @@ def _holds_work(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*/*.ckpt")) or any(folder.glob("*.safetensors"))
 
 
-def _result(config: dict[str, Any], key: str) -> Any:
-    """The part of a configuration that the result depends on; how many processes read the images is free."""
-    part = config.get(key)
-    return {k: v for k, v in part.items() if k != "workers"} if isinstance(part, dict) else part
+def _with_known(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration the result depends on, with the defaults of what an earlier version did not write."""
+    known: dict[str, Any] = {"data": _DATA, "model": _MODEL, "training": _TRAINING}
+    parts = {name: {**plain(dataclasses.asdict(part)), **(config.get(name) or {})} for name, part in known.items()}
+    del parts["data"]["workers"]  # how many processes read the images is free
+    return {**parts, "seed": config.get("seed", 0)}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration by the names that options have."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _start_output(folder: Path, resolved: dict[str, Any], files: Iterable[str]) -> None:

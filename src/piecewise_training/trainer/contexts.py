@@ -9,14 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Makes a KeyboardInterrupt of what Lightning makes of one: the end of the process, deaf to further ones."""
+    """Makes a KeyboardInterrupt of what Lightning makes of one: the end of the process, deaf to further ones.
+
+    And of SIGTERM the end that says so: with Lightning's status 0 a run that was cut off passes for a finished one.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

@@ -10,6 +10,7 @@ import torch
 import torchmetrics
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from piecewise_training import checks
 from piecewise_training.config import TrainConfig
@@ -47,6 +48,8 @@ class StageModule(lightning.LightningModule):
         self.metrics = SegmentationMetrics(model.num_classes)
         self.mean_loss = torchmetrics.MeanMetric()
         self._left_out = 0
+        # Normalisation whose weights the user has frozen keeps its statistics, too.
+        self._frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and _is_frozen(m)]
         if not stage.trains_unary:
             model.unary.requires_grad_(False)
         if model.crf is not None and not stage.trains_crf:
@@ -57,8 +60,10 @@ class StageModule(lightning.LightningModule):
             model.context.log_factors.requires_grad_(False)
 
     def train(self, mode: bool = True) -> StageModule:
-        """Sets the mode, but leaves in evaluation mode what the stage keeps fixed: batch norm would move."""
+        """Sets the mode, but leaves in evaluation mode what is kept fixed: batch norm would move."""
         super().train(mode)
+        for norm in self._frozen:
+            norm.eval()
         if not self.stage.trains_unary:
             self.model.unary.eval()
         if self.model.crf is not None and not self.stage.trains_crf:
@@ -163,3 +168,8 @@ class StageModule(lightning.LightningModule):
             for edges, scores in zip(context.edges(features), context.edge_scores(unary, features), strict=True)
         ]
         return torch.stack(losses).sum()
+
+
+def _is_frozen(module: torch.nn.Module) -> bool:
+    weights = [*module.parameters()]
+    return bool(weights) and not any(weight.requires_grad for weight in weights)

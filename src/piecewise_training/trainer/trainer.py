@@ -106,6 +106,7 @@ class PiecewiseTrainer:
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
+        self._counted: Any = None  # what the weights of the classes were counted on
         self._judge = Judge(model, self.group.first)
 
     @property
@@ -346,8 +347,10 @@ class PiecewiseTrainer:
         ]
 
     def _class_weight(self, train_loader: Loader) -> Tensor | None:
-        if self.config.class_weights != "none" and self._weight is None:
-            dataset = train_loader.dataset
+        dataset = train_loader.dataset
+        files = getattr(dataset, "pairs", dataset)  # which the sets of all stages share
+        if self.config.class_weights != "none" and self._counted is not files:
+            self._counted = files
             labels = labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
             counts = count_classes(labels, self.model.num_classes)
             self._weight = class_weights(*counts, self.config.class_weights)

@@ -1,0 +1,105 @@
+"""piecewise evaluate: which images it takes, from what is said and what the model's run was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from piecewise_training.cli import build_parser, main
+from piecewise_training.cli.evaluate import with_data_of_run
+
+OWN = {"name": "folder", "root": "own", "num_classes": 7, "val_fraction": 0.1}
+APART = {"name": "folder", "images": "own/images", "labels": "own/labels", "num_classes": 7}
+
+
+@pytest.fixture
+def completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What becomes of arguments beside a run of seed 7 with the given data."""
+    monkeypatch.chdir(tmp_path)
+
+    def complete(trained: dict[str, Any], *arguments: str) -> Any:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": trained, "seed": 7}))
+        parser = build_parser()
+        return parser.parse_args(with_data_of_run(parser, ["evaluate", "--model", "run", *arguments])).evaluate
+
+    return complete
+
+
+def test_the_runs_own_data(completed: Any) -> None:
+    found = completed(OWN)
+    assert (found.data.root, found.data.val_fraction, found.seed) == ("own", 0.1, 7)
+    changed = completed(OWN, "--data.image_size", "[64,64]", "--seed", "3")
+    assert (changed.data.root, changed.data.val_fraction, changed.seed) == ("own", 0.1, 3)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [{"val_images": "v/images", "val_labels": "v/labels"}, {"val_list": "v.txt"}, {"image_list": "i.txt"}, {}],
+)
+@pytest.mark.parametrize("place", [["--data.images", "x", "--data.labels", "y"], ["--data.root", "z"]])
+def test_of_other_images_the_run_holds_out_none(completed: Any, place: list[str], split: dict[str, str]) -> None:
+    found = completed({**OWN, **split}, *place).data
+    given = {part.removeprefix("--data."): value for part, value in zip(place[::2], place[1::2], strict=True)}
+    assert {key: found[key] for key in ("root", "images", "labels")} == {
+        "root": None, "images": None, "labels": None, **given
+    }  # fmt: skip
+    assert [found[key] for key in ("image_list", "val_images", "val_labels", "val_list")] == [None] * 4
+    assert (found.name, found.num_classes, found.val_fraction) == ("folder", 7, 0.2)
+    assert completed({**OWN, **split}, *place, "--data.val_list", "mine.txt").data.val_list == "mine.txt"
+
+
+@pytest.mark.parametrize("trained", [OWN, {**APART, "val_fraction": 0.1}])
+@pytest.mark.parametrize("name", [["--data.name", "folder", "--data.num_classes", "7"], []])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ["--data.root", "own"],
+        ["--data.root", "./own/"],
+        ["--data.root", "ABSOLUTE/own"],
+        ["--data.images", "own/../own/images", "--data.labels", "ABSOLUTE/own/labels"],
+    ],
+)
+def test_the_runs_own_images_by_any_name_are_split_as_they_were(
+    completed: Any, tmp_path: Path, trained: dict[str, Any], name: list[str], place: list[str]
+) -> None:
+    """Otherwise the network would be judged on images that it was trained on."""
+    given = [part.replace("ABSOLUTE", str(tmp_path)) for part in place]
+    found = completed(trained, *name, *given)
+    assert (found.data.val_fraction, found.seed) == (0.1, 7)
+    assert (found.data.root is None) == ("--data.root" not in place)
+    listed = completed({**trained, "val_list": "v.txt", "image_list": "i.txt"}, *name, *given).data
+    assert (listed.val_list, listed.image_list) == ("v.txt", "i.txt")
+
+
+def test_a_split_of_ones_own(completed: Any) -> None:
+    named = ["--data.name", "folder", "--data.root", "own", "--data.val_list", "mine.txt", "--seed=3"]
+    found = completed({**OWN, "val_list": "v.txt"}, *named)
+    assert (found.data.val_list, found.seed) == ("mine.txt", 3)
+
+
+def test_data_of_another_kind(completed: Any) -> None:
+    found = completed(OWN, "--data.name", "camvid", "--data.root", "own")
+    assert (found.data.name, found.data.val_fraction, found.seed) == ("camvid", 0.2, 0)
+
+
+@pytest.mark.parametrize("content", ["", "a: 1", "[1, 2]", "data: 3"])
+def test_a_configuration_of_another_program(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    parser = build_parser()
+    named = ["evaluate", "--model", str(tmp_path / "m.safetensors"), "--data.name", "synthetic"]
+    assert with_data_of_run(parser, named) == named
+    with pytest.raises(SystemExit):
+        with_data_of_run(parser, named[:3])
+    assert "holds no config.yaml that names the data" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text(json.dumps({}))
+    arguments = ["--model", str(tmp_path), "--output", str(tmp_path / "file"), "--data.name", "synthetic"]
+    assert main(["evaluate", *arguments]) == 1
+    assert f"`output` {tmp_path / 'file'} is a file. Give a folder." in capsys.readouterr().err
