@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -20,43 +20,11 @@ import yaml
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
+import gain_pages
 import speed_pages
-from tables import Report, markdown, origin
+from tables import MEASURES, Report, data_name, markdown, origin, percent
 
-BANDS = (1, 2, 4, 8, 16)
 COLOURS = ("#1f6feb", "#d9730d", "#2e7d32", "#9a3fb5", "#9aa4af")
-
-
-def percent(row: Mapping[str, Any]) -> list[float]:
-    """mIoU, accuracy, boundary IoU and the trimap's mIoU within each band."""
-    borders = row["borders"]
-    shares = [row["miou"], row["accuracy"], borders["boundary_iou"], *(borders[f"trimap_{band}"] for band in BANDS)]
-    return [100 * share for share in shares]
-
-
-MEASURES = ("mIoU", "accuracy", "boundary IoU", *(f"trimap {band} px" for band in BANDS))
-
-
-def crf_gain(report: Report, title: str = "What each step of training brings") -> str:
-    """What each step of training brings."""
-    rows = report["rows"]
-    steps = [(name, *percent(row), 1e3 * row["seconds_an_image"]) for name, row in rows.items()]
-    classes = [(name, *(100 * iou for iou in row["iou"])) for name, row in rows.items()]
-    tuned = ", ".join(f"{name} {value:g}" for name, value in report["tuned"].items())
-    return "\n\n".join(
-        [
-            f"# {title}: {_data(report)}",
-            "The network, the CRF and both together, on the validation images: none was trained on, but their mIoU "
-            "chose the epoch of each stage. In per cent, the last column in milliseconds an image.",
-            markdown(["", *MEASURES, "ms"], steps),
-            "The IoU of each class:",
-            markdown(["", *report["classes"]], classes),
-            f"The CRF tuned on training images has {tuned}. Averaged are the scales "
-            f"{', '.join(f'{scale:g}' for scale in report['scales'])} and mirror images.",
-            origin(report),
-            f"The configuration of the run:\n\n```yaml\n{report['run'].strip()}\n```",
-        ]
-    )
 
 
 def recipe_levers(report: Report) -> str:
@@ -102,7 +70,7 @@ def crf_levers(report: Report, title: str = "What was tried for stage 2") -> str
     ]
     return "\n\n".join(
         [
-            f"# {title}: {_data(report)}",
+            f"# {title}: {data_name(report)}",
             f"A CRF learned on the scores of one network, which stays as it is: {report['images']} training images, "
             f"{report['epochs']} epochs, one seed; all validation images, in per cent, after the last epoch. Single "
             "changes of the configuration below, and some of them together. Minutes are those of learning, "
@@ -252,25 +220,14 @@ def context_ablation(report: Report) -> str:
     )
 
 
-def steps(report: Report) -> str:
-    """What each step of training brings, in short."""
-    measures = ("miou", "accuracy"), ("boundary_iou", "trimap_4")
-    cells = [
-        (name, *(100 * row[m] for m in measures[0]), *(100 * row["borders"][m] for m in measures[1]))
-        for name, row in report["rows"].items()
-    ]
-    return markdown(["", "mIoU", "pixel accuracy", "boundary IoU", "trimap, 4 px"], cells)
-
-
-def _data(report: Report) -> str:
-    """The name of the data set of a run."""
-    return {"camvid": "CamVid", "synthetic": "drawn scenes"}[yaml.safe_load(report["run"])["data"]["name"]]
-
-
-PAGES: dict[str, Callable[[Report], str]] = {
-    "crf_gain": crf_gain,
-    "crf_gain_synthetic": crf_gain,
-    "crf_gain_seed2": partial(crf_gain, title="What each step brings from another start"),
+# What is made from several results.
+SOURCES = {"crf_gain_starts": gain_pages.STARTS}
+PAGES: dict[str, Callable[..., str]] = {
+    "crf_gain": gain_pages.crf_gain,
+    "crf_gain_synthetic": gain_pages.crf_gain,
+    "crf_gain_seed1": partial(gain_pages.crf_gain, title="What each step brings from a second start"),
+    "crf_gain_seed2": partial(gain_pages.crf_gain, title="What each step brings from a third start"),
+    "crf_gain_starts": gain_pages.starts,
     "recipe_levers": recipe_levers,
     "crf_levers": crf_levers,
     "crf_levers_all": partial(crf_levers, title="Stage 2 on all training images"),
@@ -294,11 +251,17 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "weak_nets": gains,
 }
 # The README's tables: between <!-- NAME --> and <!-- end -->.
-TABLES: dict[str, Callable[[Report], str]] = {
-    "crf_gain": steps,
-    "crf_gain_synthetic": steps,
+TABLES: dict[str, Callable[..., str]] = {
+    "crf_gain_starts": gain_pages.starts_in_short,
+    "crf_gain_synthetic": gain_pages.in_short,
     "dense_crf": speed_pages.in_short,
 }
+
+
+def read_reports(results: Path, name: str) -> list[Report]:
+    """The results that a page or table is made from; none if one of them is not there."""
+    sources = [results / f"{source}.json" for source in SOURCES.get(name, (name,))]
+    return [json.loads(source.read_text()) for source in sources if all(file.is_file() for file in sources)]
 
 
 def write_pages(results: Path, docs: Path) -> list[Path]:
@@ -306,23 +269,22 @@ def write_pages(results: Path, docs: Path) -> list[Path]:
     docs.mkdir(parents=True, exist_ok=True)
     written = []
     for name, page in PAGES.items():
-        source = results / f"{name}.json"
-        if not source.is_file():
+        reports = read_reports(results, name)
+        if not reports:
             continue
-        report = json.loads(source.read_text())
         written.append(docs / f"{name}.md")
-        written[-1].write_text(page(report) + "\n")
+        written[-1].write_text(page(*reports) + "\n")
         if name in PLOTS:
-            PLOTS[name](report).savefig(docs / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
+            PLOTS[name](*reports).savefig(docs / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
     return written
 
 
 def with_tables(readme: str, results: Path) -> str:
     """A README whose tables are those of the results."""
     for name, table in TABLES.items():
-        report = json.loads((results / f"{name}.json").read_text())
+        reports = read_reports(results, name)
         before, mark, behind = readme.partition(f"<!-- {name} -->\n")
-        readme = f"{before}{mark}{table(report)}\n{behind[behind.index('<!-- end -->') :]}"
+        readme = f"{before}{mark}{table(*reports)}\n{behind[behind.index('<!-- end -->') :]}"
     return readme
 
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import yaml
+
 Report = Mapping[str, Any]
+BANDS = (1, 2, 4, 8, 16)
+MEASURES = ("mIoU", "accuracy", "boundary IoU", *(f"trimap {band} px" for band in BANDS))
+
+
+def percent(row: Mapping[str, Any]) -> list[float]:
+    """mIoU, accuracy, boundary IoU and the trimap's mIoU within each band: `MEASURES`."""
+    borders = row["borders"]
+    shares = [row["miou"], row["accuracy"], borders["boundary_iou"], *(borders[f"trimap_{band}"] for band in BANDS)]
+    return [100 * share for share in shares]
+
+
+def data_name(report: Report) -> str:
+    """The name of the data set of a run."""
+    return {"camvid": "CamVid", "synthetic": "drawn scenes"}[yaml.safe_load(report["run"])["data"]["name"]]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -83,8 +83,9 @@ def main() -> None:
         for stride in arguments.strides:
             if (stride, epochs) in done:
                 continue
-            rows.append(judge(settings, stride, epochs))
-            print(table(rows[-1:]), flush=True)
+            row = judge(settings, stride, epochs)
+            print(table([row]), flush=True)
+            rows = sorted([*rows, row], key=lambda row: (row["epochs"], row["output_stride"]))
             if arguments.output:
                 report = {**measuring.surroundings(), "config": arguments.config.read_text(), "rows": rows}
                 measuring.write_report(arguments.output, report, table(rows))
