@@ -87,6 +87,7 @@ def test_curves_of_stages_without_epochs_and_of_fewer_validations() -> None:
     history = {"none": {"train_loss": []}, "stage2": {"train_loss": [2.0, 1.0], "val_loss": [1.5]}}
     figure = figures.training_curves(history, {"none": "", "stage2": "a $x_{ b$"})
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 1]  # type: ignore[arg-type]
+    assert figure.axes[0].get_title().startswith("2. a")
     figure.savefig(io.BytesIO())  # where matplotlib reads the title
     with pytest.raises(ValueError, match="`history` has no stage with an epoch"):
         figures.training_curves({"none": {"train_loss": []}}, {"none": ""})

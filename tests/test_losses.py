@@ -211,6 +211,10 @@ def test_losses_of_half_precision_do_not_overflow(name: Any) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         rounded = logits.to(dtype)
         torch.testing.assert_close(unary_loss(name)(rounded, target), unary_loss(name)(rounded.float(), target))
+        weight = torch.tensor([0.5, 2.0])
+        weighted = unary_loss(name, weight.to(dtype))(rounded, target)
+        torch.testing.assert_close(weighted, unary_loss(name, weight)(rounded.float(), target))
+        assert float(unary_loss(name)(rounded * 1e4, torch.full_like(target, VOID))) == 0
 
 
 def test_edges_of_half_precision_do_not_overflow() -> None:

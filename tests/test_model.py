@@ -131,10 +131,22 @@ def test_updates_that_were_set_later_are_saved(tmp_path: Path) -> None:
 
 def test_a_crf_that_was_taken_away_or_changed(tmp_path: Path) -> None:
     model = small_model()
-    model.crf = DenseCRF(3, class_bias=True)
-    with pytest.raises(ValueError, match="`crf` is another than the model was built with, and could not be loaded"):
-        model.save(tmp_path / "model.safetensors")
+    others: list[dict[str, Any]] = [
+        {"class_bias": True},
+        {"spatial": "exact"},
+        {"normalization": "none"},
+        {"kernels": [Kernel(3.0), Kernel(80.0, 13.0, compatibility="potts")]},
+    ]
+    for options in others:
+        model.crf = DenseCRF(3, **options)
+        with pytest.raises(ValueError, match="`crf` is another than the model was built with, and could not be loaded"):
+            model.save(tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
+    model.crf = DenseCRF(3, pos_w=1.0)
+    model.save(tmp_path / "model.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3)).crf
+    assert loaded is not None
+    assert float(loaded.pos_w.detach()) == pytest.approx(1.0)
     model.crf = None
     model.save(tmp_path / "model.safetensors")
     assert PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3)).crf is None

@@ -85,7 +85,8 @@ def test_predictions_on_request(tmp_path: Path) -> None:
 
 
 def test_report_without_pictures(tmp_path: Path) -> None:
-    write_report(tmp_path, results={"a": result(5)}, classes=CLASSES, samples=[])
+    nothing = {"stage1": {"train_loss": []}}
+    write_report(tmp_path, results={"a": result(5)}, classes=CLASSES, samples=[], history=nothing)
     assert {p.name for p in tmp_path.iterdir()} == {
         "confusion_matrix.png", "per_class_iou.png", "metrics_summary.txt", "metrics_summary.csv",
         "per_class_performance.csv",

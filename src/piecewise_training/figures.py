@@ -50,6 +50,7 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
     Raises:
         ValueError: no stage has an epoch.
     """
+    places = {stage: place for place, stage in enumerate(history, 1)}
     history = {stage: values for stage, values in history.items() if len(values["train_loss"])}
     if not history:
         raise ValueError("`history` has no stage with an epoch: there is no curve to draw.")
@@ -72,7 +73,7 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
             axis.xaxis.set_major_locator(FixedLocator(list(numbers)) if len(numbers) < 4 else MaxNLocator(integer=True))
             axis.margins(x=0.06 if len(numbers) > 1 else 0.5)
             _plain(axis)
-        title = f"{column + 1}. {titles[stage]}" if titles[stage] else stage
+        title = f"{places[stage]}. {titles[stage]}" if titles[stage] else stage
         grid[0, column].set_title(literal(title), **_STYLE)
         grid[2, column].set_yscale("log")
         grid[2, column].set_xlabel("epoch", **_STYLE)

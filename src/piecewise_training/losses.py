@@ -39,6 +39,7 @@ def marginal_nll(
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void."""
     log_q = _single(log_q)
+    weight = None if weight is None else weight.to(log_q.dtype)
     total = functional.nll_loss(log_q, target, weight, ignore_index=VOID, reduction="sum")
     known = target != VOID
     count = known.sum() if weight is None else weight[target[known]].sum()
@@ -114,7 +115,8 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
         True
     """
     checks.labels(target, logits.shape[1], VOID)
-    probability = _single(logits).softmax(1)
+    logits = _single(logits)
+    probability = logits.softmax(1)
     same_all, equal_all = [], []
     for axis in (2, 3):
         size = logits.shape[axis]

@@ -211,7 +211,7 @@ class BorderMetrics(torchmetrics.Metric):
 
 
 def _check_void(num_classes: int, ignore_index: int) -> None:
-    if 0 <= ignore_index < num_classes:
+    if ignore_index == VOID < num_classes:
         raise ValueError(
             f"`ignore_index` {ignore_index} is one of the {num_classes} classes, which would not be counted. "
             "Give void another number, such as -1."

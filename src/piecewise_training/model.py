@@ -236,8 +236,7 @@ class PiecewiseTrainedModel(nn.Module):
         present |= _plain({"crf_iterations": self.crf.num_iterations})
         present["crf"] = present["crf"] | _plain({"train_iterations": self.crf.train_iterations})
         again = DenseCRF(self.num_classes, present["crf_iterations"], **present["crf"])
-        shapes = ({name: value.shape for name, value in crf.state_dict().items()} for crf in (again, self.crf))
-        if next(shapes) != next(shapes):
+        if not self.crf.is_built_like(again):
             raise ValueError(
                 "`crf` is another than the model was built with, and could not be loaded again. Give its options as "
                 "`crf` to PiecewiseTrainedModel."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -142,7 +143,9 @@ def launch(arguments: Sequence[str], processes: int) -> None:
 
     Raises:
         RuntimeError: one of them failed; it has said why.
+        SystemExit: a signal has ended them, with its status.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -160,6 +163,10 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         elastic_launch(config, sys.executable)("-m", "piecewise_training", *arguments)
     except ChildFailedError as error:
         raise RuntimeError(f"one of {processes} processes failed, see above.") from error
+    except SignalException as error:  # which this process was sent, and has passed on
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + error.sigval) from None
 
 
 def _like(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader[Any]:

@@ -73,7 +73,7 @@ def write_report(
     """
     folder = Path(folder)
     (first_name, first), (last_name, last) = list(results.items())[0], list(results.items())[-1]
-    if history:
+    if history and any(values["train_loss"] for values in history.values()):
         titles = stage_titles or dict.fromkeys(history, "")
         save_figure(figures.training_curves(history, titles), folder / "training_curves.png")
     save_figure(figures.confusion_matrix(last.confusion.numpy(), classes), folder / "confusion_matrix.png")

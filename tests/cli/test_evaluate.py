@@ -76,10 +76,48 @@ def test_the_runs_own_images_by_any_name_are_split_as_they_were(
     assert (listed.val_list, listed.image_list) == ("v.txt", "i.txt")
 
 
-def test_a_split_of_ones_own(completed: Any) -> None:
-    named = ["--data.name", "folder", "--data.root", "own", "--data.val_list", "mine.txt", "--seed=3"]
-    found = completed({**OWN, "val_list": "v.txt"}, *named)
-    assert (found.data.val_list, found.seed) == ("mine.txt", 3)
+NAMED = ["--data.name", "folder", "--data.root", "own"]
+
+
+@pytest.mark.parametrize("named", [NAMED, []])
+@pytest.mark.parametrize(
+    ("trained", "given", "expected"),
+    [
+        ({"val_list": "v.txt"}, {"val_list": "mine.txt"}, {"val_list": "mine.txt"}),
+        ({"val_list": "v.txt"}, {"val_fraction": 0.3}, {"val_fraction": 0.3}),
+        ({"val_list": "v.txt"}, {"val_images": "a", "val_labels": "b"}, {"val_images": "a", "val_labels": "b"}),
+        ({"val_images": "a", "val_labels": "b"}, {"val_fraction": 0.3}, {"val_fraction": 0.3}),
+        ({"val_fraction": 0.1}, {"val_fraction": 0.2}, {"val_fraction": 0.2}),
+    ],
+)
+def test_a_split_of_ones_own_is_not_mixed_with_the_runs(
+    completed: Any, named: list[str], trained: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    options = [part for key, value in given.items() for part in (f"--data.{key}", str(value))]
+    found = completed({"name": "folder", "root": "own", "num_classes": 7, **trained}, *named, *options)
+    keys = ("val_images", "val_labels", "val_list")
+    assert [found.data[key] for key in keys] == [expected.get(key) for key in keys]
+    assert "val_fraction" not in expected or found.data.val_fraction == expected["val_fraction"]
+    assert found.seed == 7
+
+
+def test_what_stands_in_a_configuration_of_ones_own(completed: Any, tmp_path: Path) -> None:
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({"data": {**OWN, "val_fraction": 0.3}, "seed": 3}))
+    found = completed({**OWN, "val_list": "v.txt"}, "--config", "e.yaml")
+    assert (found.data.val_list, found.data.val_fraction, found.seed) == (None, 0.3, 3)
+    found = completed({**OWN, "val_list": "v.txt"}, "--data", json.dumps({"name": "folder", "root": "own"}))
+    assert (found.data.val_list, found.data.val_fraction, found.seed) == ("v.txt", 0.1, 7)
+
+
+def test_other_labels_of_the_runs_images(completed: Any) -> None:
+    """Corrected ones, for instance: the images are those that the network knows."""
+    found = completed({**APART, "val_fraction": 0.1}, "--data.labels", "corrected")
+    assert (found.data.images, found.data.labels, found.data.val_fraction) == ("own/images", "corrected", 0.1)
+    both = ["--data.images", "own/images", "--data.labels", "corrected"]
+    for trained in (OWN, {**APART, "val_fraction": 0.1}, {**OWN, **APART}):
+        for named in ([], ["--data.name", "folder", "--data.num_classes", "7"]):
+            found = completed(trained, *named, *both)
+            assert (found.data.root, found.data.val_fraction, found.seed) == (None, 0.1, 7)
 
 
 def test_data_of_another_kind(completed: Any) -> None:

@@ -167,6 +167,17 @@ def test_scores_that_cannot_be_refined_do_not_stop_the_others(
     assert (tmp_path / "out" / "b.png").is_file()
 
 
+def test_an_option_out_of_its_range_is_said_once(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, scores = folders
+    options = ["--images", str(images), "--output", str(tmp_path / "out"), "--pos_xy_std", "0"]
+    assert main(["refine", str(scores), *options]) == 1
+    message = capsys.readouterr().err
+    assert "pos_xy_std" in message
+    assert "a.npy" not in message
+
+
 def test_images_are_not_replaced(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     images, scores = folders
     assert main(["refine", str(scores), "--images", str(images), "--output", str(images)]) == 1

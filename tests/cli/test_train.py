@@ -153,7 +153,7 @@ def test_resumes_what_an_earlier_version_began(run: Path, tmp_path: Path) -> Non
     folder = tmp_path / "earlier"
     shutil.copytree(run, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    del config["model"]["crf_spatial"]
+    del config["model"]["crf_spatial"], config["training"]["optim"]["clip"], config["data"]["void_is_border"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "--output", str(folder), "--resume"]) == 0
 
@@ -165,17 +165,39 @@ def test_one_run_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["train", *TINY, "--output", str(folder)]) == 1
     assert f"another run is training into `output` {folder} just now" in capsys.readouterr().err
     assert not list(folder.glob("*.yaml"))
+    broken = ["--data.batch_size", "100000", "--output", str(folder)]
+    for _ in range(2):  # a run that fails leaves no lock, and the folder that was there
+        assert main(["train", *TINY, *broken]) == 1
+        assert "Lower data.batch_size" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """As on some network file systems."""
+    monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(OSError("no locks available")))
+    assert main(["train", *TINY, "--data.batch_size", "100000", "--output", str(tmp_path / "out")]) == 1
+    assert "cannot be locked (no locks available): see to it that no other run writes there" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train", *TINY, "--output", str(tmp_path / "file")]) == 1
+    assert f"`output` {tmp_path / 'file'} is a file. Give a folder." in capsys.readouterr().err
 
 
 def test_a_run_that_is_told_to_end_is_not_finished(tmp_path: Path) -> None:
     """As Slurm and Docker do it; status 0 would say that the model is there."""
     command = [sys.executable, "-m", "piecewise_training", "train", *TINY, "--training.stage1_epochs", "1000"]
-    process = subprocess.Popen([*command, "--output", str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("checkpoints/stage1/last.ckpt")) and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, message = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    deadline = time.monotonic() + 120
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*command, "--output", str(tmp_path / "out")], stderr=said, stdout=said)
+        while not list(tmp_path.glob("out/checkpoints/stage1/last.ckpt")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    message = (tmp_path / "said").read_text()
     assert "piecewise train: ended from outside (SIGTERM); --resume goes on with it" in message
 
 
@@ -183,6 +205,9 @@ def test_begins_with_itself(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     for start in (run, run / "piecewise_model_final.pth"):
         assert main(["train", *TINY, "--model.start_from", str(start), "--output", str(run), "--overwrite"]) == 1
         assert f"`model.start_from` {start} lies in `output` {run}, where it would be" in capsys.readouterr().err
+    other = run / "weights" / "mine.pth"  # which no run removes; it does not exist, either
+    assert main(["train", *TINY, "--model.start_from", str(other), "--output", str(run), "--overwrite"]) == 1
+    assert f"no weights at {other}" in capsys.readouterr().err
     assert (run / "piecewise_model_final.pth").is_file()
 
 
@@ -313,6 +338,14 @@ def test_an_image_that_fails_does_not_stop_the_others(
     assert (out / "b.png").is_file()
 
 
+def test_an_option_out_of_its_range_is_said_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        Image.new("RGB", (40, 32)).save(tmp_path / f"{name}.png")
+    arguments = [str(tmp_path), "--model", str(run), "--output", str(tmp_path / "out"), "--inference.overlap", "2"]
+    assert main(["predict", *arguments]) == 1
+    assert capsys.readouterr().err == "piecewise predict: `overlap` must be from 0 to below 1; got 2.0.\n"
+
+
 def folder_arguments(make_pairs: Any, **kwargs: Any) -> list[str]:
     images, labels = make_pairs(tuple("abcdefgh"), **kwargs)
     return [
@@ -331,7 +364,7 @@ def test_own_folders(make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*own, *folder]) == 0
     assert "2 images of 3 classes" in capsys.readouterr().out  # the share that the run held out
     assert main([*own, *folder, "--data.class_names", "[x,z,y]"]) == 1
-    assert "`data.class_names` are x, z, y, but those of the model x, y, z. Leave them out" in capsys.readouterr().err
+    assert "`data.class_names` are x, z, y, but those of the model x, y, z. If the labels" in capsys.readouterr().err
 
 
 def test_borders_under_void(tmp_path: Path) -> None:

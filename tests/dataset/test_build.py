@@ -135,7 +135,6 @@ def test_named_sets(tmp_path: Path) -> None:
         ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
         ({"name": "voc2012"}, "`data.images` does not belong to data.name voc2012. Give --data.name folder"),
         ({"train_scenes": 5}, "`data.train_scenes` does not belong to .* folder. Give --data.name synthetic"),
-        ({"root": "x"}, "`data.root` x is not looked at where data.images and data.labels are given"),
         ({"image_list": "nowhere.txt"}, "`image_list` nowhere.txt does not exist"),
     ],
 )
@@ -161,3 +160,19 @@ def test_too_few_images(make_pairs: Maker, tmp_path: Path) -> None:
     train, _ = build_datasets(config(make_pairs(("a", "b", "c"), folder="third")))
     with pytest.raises(DataError, match="2 training images do not fill a batch of 8. Lower data.batch_size"):
         train_loader(train, DataConfig())
+
+
+def test_a_root_that_is_not_looked_at(make_pairs: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    build_datasets(config(make_pairs(NAMES), root="elsewhere"))
+    assert "data.root elsewhere is not looked at: data.images and data.labels are given" in caplog.text
+
+
+def test_training_lists_may_repeat_images_and_validation_lists_not(make_pairs: Maker, tmp_path: Path) -> None:
+    pairs = make_pairs(("a", "b", "c"))
+    (tmp_path / "train.txt").write_text("a\na\nb\n")
+    (tmp_path / "val.txt").write_text("c\n")
+    lists = {"image_list": str(tmp_path / "train.txt"), "val_list": str(tmp_path / "val.txt")}
+    assert build_datasets(config(pairs, **lists))[0].names == ["a", "a", "b"]
+    (tmp_path / "val.txt").write_text("c\nc.jpg\n")
+    with pytest.raises(DataError, match=r"`data.val_list` .*val.txt names 'c' 2 times, and would count it as often"):
+        build_datasets(config(pairs, **lists))

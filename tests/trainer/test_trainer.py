@@ -369,6 +369,25 @@ def test_class_weights_are_those_of_the_images() -> None:
         found.append(t._weight)
     assert found[0] is found[1]
     assert not torch.equal(found[1], found[2])
+    wrong = loader(seed=3)
+    wrong.dataset.tensors[1][:] = 7  # type: ignore[attr-defined]
+    for _ in range(2):  # as often as one tries
+        with pytest.raises(ValueError, match="`target` must hold classes 0 to 2"):
+            t.train_unary(wrong, 1)
+
+
+@pytest.mark.parametrize("validating", [False, True])
+def test_being_told_to_end_is_no_success(validating: bool) -> None:
+    class Ended(Small):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if self.training != validating:
+                signal.raise_signal(signal.SIGTERM)
+            return super().forward(image)
+
+    t = trainer(PiecewiseTrainedModel(3, 3, unary=Ended()))
+    with pytest.raises(SystemExit) as end:
+        t.train_crf(loader(), 1, loader(seed=1)) if validating else t.train_unary(loader(), 1)
+    assert end.value.code == 143
 
 
 def test_class_weights_are_counted_before_augmentation() -> None:

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if end.code != _TERMINATED:
             raise
-        print(f"piecewise {name}: ended from outside (SIGTERM); --resume goes on with it", file=sys.stderr)
+        hint = "; --resume goes on with it" if name == "train" else ""
+        print(f"piecewise {name}: ended from outside (SIGTERM){hint}", file=sys.stderr)
         return _TERMINATED
     except (ValueError, TypeError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
         if traceback:

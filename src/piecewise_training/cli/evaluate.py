@@ -16,8 +16,15 @@ from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
-_PLACES = ("root", "images", "labels")
-_SPLIT = ("image_list", "val_images", "val_labels", "val_list", "val_fraction")  # what tells which are held out
+_HELD_OUT = {"val_images", "val_labels", "val_list", "val_fraction"}  # any of them says which images are held out
+# What of the run's data an option puts out of force.
+_REPLACED = {
+    "root": ("images", "labels"),
+    "images": ("root",),
+    "labels": ("root",),
+    "val_images": ("val_list",),
+    "val_fraction": ("val_images", "val_labels", "val_list"),
+}
 _INFERENCE = InferenceConfig()
 
 
@@ -57,10 +64,10 @@ def run(
     if data.class_names is not None and tuple(data.class_names) != network.classes.names:
         raise ValueError(
             f"`data.class_names` are {', '.join(data.class_names)}, but those of the model "
-            f"{', '.join(network.classes.names)}. Leave them out, if the labels are the same classes."
+            f"{', '.join(network.classes.names)}. If the labels are the same classes, give data.num_classes instead."
         )
     held_out = data.val_images or data.val_list or data.val_fraction != _DATA.val_fraction
-    foreign = data.name == "folder" and not held_out and not _is_own(data, _data_of_run(model))
+    foreign = data.name == "folder" and not held_out and not _is_own(data, _run_config(model).get("data", {}))
     val_set = whole_folder(data) if foreign else build_datasets(data, seed)[1]
     if val_set.num_classes != network.num_classes:
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
@@ -80,15 +87,16 @@ def run(
 
 def _is_own(data: Any, trained: Mapping[str, Any]) -> bool:
     """Whether the images are those that the model's run was trained on, of which some were held out."""
-    return bool(trained) and _source(vars(data)) == _source(trained)
+    return bool(trained) and _images_of(vars(data)) == _images_of(trained)
 
 
-def _source(data: Mapping[str, Any]) -> list[Any]:
-    """Where the images and labels of a configuration lie, whichever way that is written."""
-    root, images, labels = (data.get(key) for key in _PLACES)
-    if data.get("name") == "folder" and root and not images and not labels:
-        root, images, labels = None, f"{root}/images", f"{root}/labels"
-    return [data.get("name"), *(place and Path(place).resolve() for place in (root, images, labels))]
+def _images_of(data: Mapping[str, Any]) -> tuple[Any, Path | None]:
+    """The kind of a data set and where its images lie, whichever way that is written."""
+    root, images = data.get("root"), data.get("images")
+    if data.get("name") == "folder" and root and not images:
+        images = Path(root) / "images"
+    place = images or root
+    return data.get("name"), Path(place).resolve() if place else None
 
 
 def _config_of(model: str) -> Path:
@@ -103,52 +111,45 @@ def _run_config(model: str) -> dict[str, Any]:
     return config if isinstance(config, dict) and isinstance(config.get("data"), dict) and "seed" in config else {}
 
 
-def _data_of_run(model: str) -> dict[str, Any]:
-    data: dict[str, Any] = _run_config(model).get("data", {})
-    return data
-
-
 def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Completes the arguments by the data and seed of the model's run.
 
     Unless they name other data they stand on the whole of the run's. Of the run's own images, however they are named,
     what it held out is what is held out here; of others nothing of that is of use.
     """
-
-    def complete(before: Sequence[str], behind: Sequence[str] = ()) -> list[str]:
-        command = arguments.index("evaluate") + 1
-        return [*arguments[:command], *before, *arguments[command:], *behind]
-
-    def parse(completed: Sequence[str]) -> Any:
-        return parser.parse_args([part for part in completed if not part.startswith("--print_config")]).evaluate
-
-    named = any(re.match(r"--(data\.name|data$|data=|config)", argument) for argument in arguments)
-    model = parse(arguments).model
+    given = {found[1] for argument in arguments if (found := re.match(r"--(?:data\.)?(\w+)", argument))}
+    named = bool(given & {"name", "data", "config"})
+    model = _parsed(parser, arguments).model
     run = _run_config(model)
-    if not run and not named:
-        parser.error(
-            f"{_config_of(model).parent} holds no config.yaml that names the data: give --data.name and the rest"
-        )
     if not run:
-        return list(arguments)
-    trained, seed = run["data"], ["--seed", str(run["seed"])]
-    if not named:
-        moved = any(re.match(rf"--data\.({'|'.join(_PLACES)})\b", argument) for argument in arguments)
-        left_out = set(_PLACES) if moved else set()
-        if moved and not _is_own(parse(complete(_as_option(trained, left_out))).data, trained):
-            left_out |= set(_SPLIT)
-        return complete([*_as_option(trained, left_out), *seed])
-    given = parse(arguments).data
-    if not _is_own(given, trained):
-        return list(arguments)
-    free = [key for key in _SPLIT if given[key] == getattr(_DATA, key) and trained.get(key) is not None]
-    own = [f"--data.{key}={trained[key]}" for key in free]
-    return complete((), own if _names_seed(arguments) else [*own, *seed])
+        if named:
+            return list(arguments)
+        folder = _config_of(model).parent
+        parser.error(f"{folder} holds no config.yaml that names the data: give --data.name and the rest")
+    trained = run["data"]
+    seed = ["--seed", str(run["seed"])]  # which a seed in the arguments replaces
+    if named:
+        data = _parsed(parser, arguments).data
+        if not _is_own(data, trained):
+            return list(arguments)
+        own_split = given & _HELD_OUT or any(data[key] != getattr(_DATA, key) for key in _HELD_OUT)
+        taken = [] if own_split else [key for key in sorted(_HELD_OUT) if trained.get(key) is not None]
+        if "image_list" not in given and trained.get("image_list"):
+            taken.append("image_list")
+        return [*_before(arguments, seed), *(f"--data.{key}={trained[key]}" for key in taken)]
+    replaced = {key for given_key, keys in _REPLACED.items() if given_key in given for key in keys}
+    inherited = {key: value for key, value in trained.items() if key not in replaced - given}
+    completed = _before(arguments, ["--data", json.dumps(inherited), *seed])
+    if not _is_own(_parsed(parser, completed).data, trained):
+        inherited = {key: value for key, value in inherited.items() if key not in {*_HELD_OUT, "image_list"}}
+        completed = _before(arguments, ["--data", json.dumps(inherited), *seed])
+    return completed
 
 
-def _as_option(data: Mapping[str, Any], without: set[str]) -> list[str]:
-    return ["--data", json.dumps({key: value for key, value in data.items() if key not in without})]
+def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Any:
+    return parser.parse_args([part for part in arguments if not part.startswith("--print_config")]).evaluate
 
 
-def _names_seed(arguments: Sequence[str]) -> bool:
-    return any(argument.split("=")[0] == "--seed" for argument in arguments)
+def _before(arguments: Sequence[str], more: Sequence[str]) -> list[str]:
+    command = arguments.index("evaluate") + 1
+    return [*arguments[:command], *more, *arguments[command:]]

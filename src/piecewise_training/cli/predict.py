@@ -42,10 +42,12 @@ def run(
     from piecewise_training.cli.inputs import check_outputs, find_files
     from piecewise_training.dataset.files import SUFFIXES, DataError, read_image
     from piecewise_training.inference import predict
+    from piecewise_training.inference.averaging import check
     from piecewise_training.model import PiecewiseTrainedModel
     from piecewise_training.trainer import best_device
     from piecewise_training.visualization import prediction_files, save_prediction
 
+    check(inference)
     paths = find_files(inputs, SUFFIXES)
     kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
     check_outputs({path: prediction_files(path.stem, **kinds) for path in paths}, Path(output), paths)

@@ -63,7 +63,8 @@ def run(
             raise ValueError(f"`num_classes` is {num_classes}, but `class_names` lists {len(class_names)}.")
         num_classes = len(class_names)
     paths = find_files(inputs, _SCORE_SUFFIXES, without="_overlay")
-    paths = [path for path in paths if path.with_name(f"{path.stem}{_SCORED}.npz") not in paths]  # they say more
+    scored = {path for path in paths if path.stem.endswith(_SCORED)}
+    paths = [p for p in paths if p.suffix != ".png" or p.with_name(f"{p.stem}{_SCORED}.npz") not in scored]
     pairs = list(zip(paths, partners(paths, Path(images), _SCORED), strict=True))
     kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
     names = {path: prediction_files(partner.stem, **kinds) for path, partner in pairs}
@@ -75,6 +76,9 @@ def run(
         "bilateral_rgb_std": bilateral_rgb_std,
         "bilateral_w": bilateral_w,
     }
+    refine(
+        np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8), iterations=iterations, **kernels
+    )  # checks them
     faults = []
     for path, partner in track(pairs, "refining"):
         try:

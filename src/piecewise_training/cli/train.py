@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from piecewise_training.writing import atomic_write
 
 if TYPE_CHECKING:
     from piecewise_training.processes import Group
+
+logger = logging.getLogger(__name__)
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
 _CONFIG = "config.yaml"
@@ -201,19 +204,24 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another run is writing there.
     """
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    path = folder / ".lock"
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"another run is training into `output` {folder} just now. Give another folder.") from error
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): see to it that no other run writes there", folder, error)
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # while it is locked: nobody else can have taken it
         lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: something was done
-            folder.rmdir()
+        if new:
+            with suppress(OSError):  # not empty: something was done
+                folder.rmdir()
 
 
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -224,14 +232,16 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
     if resume:
         if not path.is_file():
             raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {_CONFIG}.")
-        earlier, now = (_flat(_with_known(config)) for config in (yaml.safe_load(path.read_text()) or {}, resolved))
+        earlier, now = map(_decisive, (yaml.safe_load(path.read_text()) or {}, resolved))
         changed = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
         if changed:
             differs = "differ" if changed[1:] else "differs"
             raise ValueError(f"`resume` goes on with the run of {path}, but {' and '.join(changed)} {differs} from it.")
         return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output` {folder} is a file. Give a folder.")
     start = resolved["model"]["start_from"]
-    if start and folder.resolve() in (Path(start).resolve(), *Path(start).resolve().parents):
+    if start and _is_replaced(Path(start).resolve(), folder.resolve()):
         raise ValueError(f"`model.start_from` {start} lies in `output` {folder}, where it would be replaced.")
     if path.is_file():
         if not overwrite and _holds_work(folder):
@@ -248,12 +258,20 @@ def _holds_work(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*/*.ckpt")) or any(folder.glob("*.safetensors"))
 
 
-def _with_known(config: dict[str, Any]) -> dict[str, Any]:
+def _is_replaced(weights: Path, folder: Path) -> bool:
+    """Whether weights to begin with are those that a new run in the folder removes."""
+    final = weights.parent == folder and weights.stem == "piecewise_model_final"
+    return weights == folder or final or any(folder / name in weights.parents for name in _FOLDERS)
+
+
+def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration the result depends on, with the defaults of what an earlier version did not write."""
     known: dict[str, Any] = {"data": _DATA, "model": _MODEL, "training": _TRAINING}
-    parts = {name: {**plain(dataclasses.asdict(part)), **(config.get(name) or {})} for name, part in known.items()}
-    del parts["data"]["workers"]  # how many processes read the images is free
-    return {**parts, "seed": config.get("seed", 0)}
+    defaults = {name: plain(dataclasses.asdict(part)) for name, part in known.items()}
+    chosen = {name: config.get(name) or {} for name in known}
+    flat = {**_flat(defaults), **_flat(chosen), "seed": config.get("seed", 0)}
+    del flat["data.workers"]  # how many processes read the images is free
+    return flat
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

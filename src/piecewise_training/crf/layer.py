@@ -193,6 +193,19 @@ class DenseCRF(nn.Module):
             for part in (*kernel.stds(), "w")
         }
 
+    def is_built_like(self, other: DenseCRF) -> bool:
+        """Whether the weights of either fit the other, and would mean the same there."""
+        mine, its = (
+            (
+                {name: value.shape for name, value in crf.state_dict().items()},
+                {name: (*kernel.stds(), kernel.compatibility) for name, kernel in crf.kernels.items()},
+                crf._options,
+                crf._spatial,
+            )
+            for crf in (self, other)
+        )
+        return mine == its
+
     def _add(self, name: str, kernel: Kernel, learn_bandwidths: bool) -> None:
         """The parameters of a kernel."""
         if kernel.compatibility not in get_args(Costs):

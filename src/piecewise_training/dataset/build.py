@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from piecewise_training.dataset.folder import SegmentationDataset
 from piecewise_training.dataset.synthetic import SyntheticDataset
 from piecewise_training.dataset.transforms import augmentation
 from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset
+
+logger = logging.getLogger(__name__)
 
 AnyDataset = SegmentationDataset | SyntheticDataset
 
@@ -135,12 +139,12 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
     names = None if config.image_list is None else read_names(config.image_list)
     if config.val_images and config.val_labels:
         train = pair_by_stem(images, labels, names)
-        val_names = None if config.val_list is None else read_names(config.val_list)
+        val_names = None if config.val_list is None else _read_once(config.val_list)
         val = pair_by_stem(Path(config.val_images), Path(config.val_labels), val_names)
     elif config.val_images or config.val_labels:
         raise DataError("`data.val_images` and `data.val_labels` must be given together.")
     elif config.val_list:
-        val = pair_by_stem(images, labels, read_names(config.val_list))
+        val = pair_by_stem(images, labels, _read_once(config.val_list))
         held_out = {pair.name for pair in val}
         train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in held_out]
     else:
@@ -152,6 +156,15 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
         SegmentationDataset.from_pairs(train, size, classes=classes),
         SegmentationDataset.from_pairs(val, size, classes=classes),
     )
+
+
+def _read_once(val_list: str) -> list[str]:
+    """The names of validation images, each of which counts once; training lists may repeat theirs."""
+    names = read_names(val_list)
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"`data.val_list` {val_list} names {name!r} {count} times, and would count it as often.")
+    return names
 
 
 def _folder_classes(config: DataConfig) -> Classes:
@@ -166,9 +179,7 @@ def _folder_classes(config: DataConfig) -> Classes:
 def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
     if config.images and config.labels:
         if config.root:
-            raise DataError(
-                f"`data.root` {config.root} is not looked at where data.images and data.labels are given. Leave it out."
-            )
+            logger.warning("data.root %s is not looked at: data.images and data.labels are given", config.root)
         return Path(config.images), Path(config.labels)
     if config.images or config.labels or not config.root:
         raise DataError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ VOID = 255
 """The label of pixels that count in no loss and no measure."""
 
 # Grey PNG files of fewer than 8 bits: Pillow stretches their values to 0..255, which would scramble class indices.
-_STRETCH = {"L;2": 85, "L;4": 17}
+_STRETCH = {"L;2": 85, "L;2R": 85, "L;4": 17, "L;4R": 17}
 
 
 class DataError(ValueError):
@@ -83,7 +82,7 @@ def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
     """The names in a list: a file with one a line, or a sequence; suffixes of image files are dropped.
 
     Raises:
-        DataError: the file does not exist or is not in UTF-8, or the list is empty or names an image twice.
+        DataError: the file does not exist or is not in UTF-8, or the list is empty.
     """
     if isinstance(image_list, str | Path):
         path = Path(image_list)
@@ -98,11 +97,6 @@ def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
     names = [_without_suffix(line.strip()) for line in lines if line.strip()]
     if not names:
         raise DataError(f"`image_list` {image_list} names no image.")
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError(
-            f"`image_list` {image_list} names {twice[0]!r}{_and_more(twice)} more than once. Remove the others."
-        )
     return names
 
 
@@ -142,7 +136,7 @@ def read_label(path: Path) -> np.ndarray:
             "piecewise_training.dataset.labels_from_colours(array, colours), where colours lists the RGB of each "
             "class in order, and save the result as an 8-bit PNG."
         )
-    if label.mode == "L" and rawmode.startswith("L;") and rawmode not in _STRETCH:
+    if label.mode == "L" and "I" in rawmode.partition(";")[2]:
         raise DataError(
             f"label {path} stores its values reversed ({rawmode}), as TIFF files may whose white is zero. Convert it "
             "to an 8-bit PNG of class indices."
@@ -189,8 +183,11 @@ def labels_from_colours(image: np.ndarray, colours: Sequence[Sequence[int]] | np
         raise ValueError(f"`image` must be (H, W, 3) uint8; got {image.shape} {image.dtype}.")
     if len(colours) > VOID:
         raise ValueError(f"`colours` must list at most {VOID} classes; got {len(colours)}.")
-    table = np.asarray(colours)
-    rows = table.ndim == 2 and table.shape[1] == 3 and len(table) and table.dtype.kind in "iu"
+    try:
+        table = np.asarray(colours)
+    except ValueError:  # rows of unequal lengths
+        table = np.empty(0)
+    rows = table.ndim == 2 and table.shape[1] == 3 and len(table) > 0 and table.dtype.kind in "iu"
     if not rows or table.min() < 0 or table.max() > 255:
         raise ValueError(f"`colours` must be rows of red, green and blue, integers from 0 to 255; got {colours!r}.")
     places = np.array([1 << 16, 1 << 8, 1], np.uint32)

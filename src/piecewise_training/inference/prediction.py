@@ -82,8 +82,10 @@ def refine(
         >>> labels.shape, probabilities.shape
         ((8, 8), (2, 8, 8))
     """
-    _check_count(len(scores))
-    log_q = dense_crf(torch.from_numpy(np.ascontiguousarray(scores))[None], _pixels(image)[None], **crf)
+    pixels = _pixels(image)
+    if scores.shape[1:] == pixels.shape[1:]:
+        _check_count(len(scores))
+    log_q = dense_crf(torch.from_numpy(np.ascontiguousarray(scores))[None], pixels[None], **crf)
     return _labels(log_q), log_q[0].exp().numpy()
 
 

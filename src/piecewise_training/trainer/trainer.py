@@ -348,17 +348,16 @@ class PiecewiseTrainer:
 
     def _class_weight(self, train_loader: Loader) -> Tensor | None:
         dataset = train_loader.dataset
-        files = getattr(dataset, "pairs", dataset)  # which the sets of all stages share
+        files = getattr(dataset, "pairs", dataset)  # which copies of a set share: the stages read it in several ways
         if self.config.class_weights != "none" and self._counted is not files:
-            self._counted = files
             labels = labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
             counts = count_classes(labels, self.model.num_classes)
-            self._weight = class_weights(*counts, self.config.class_weights)
+            self._weight, self._counted = class_weights(*counts, self.config.class_weights), files
         return self._weight
 
     def _measure(self, stage: Stage, val_loader: Loader) -> float:
         """The validation mIoU of the weights as they are."""
-        with quiet(), restored_gradients(self.model):
+        with quiet(), interruptible(), restored_gradients(self.model):
             trainer = lightning.Trainer(
                 accelerator=accelerator(self.device),
                 use_distributed_sampler=False,
