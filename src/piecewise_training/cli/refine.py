@@ -76,9 +76,8 @@ def run(
         "bilateral_rgb_std": bilateral_rgb_std,
         "bilateral_w": bilateral_w,
     }
-    refine(
-        np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8), iterations=iterations, **kernels
-    )  # checks them
+    pixel = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
+    refine(*pixel, iterations=iterations, **kernels)  # an option out of its range is said before any file is read
     faults = []
     for path, partner in track(pairs, "refining"):
         try:
