@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -19,9 +19,6 @@ from jsonargparse import ArgumentParser
 from piecewise_training.cli.parsing import plain
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
-
-if TYPE_CHECKING:
-    from piecewise_training.processes import Group
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +77,7 @@ def run(
         _train_together(resolved, devices, resume=resume, overwrite=overwrite)
         return
     with _alone(folder) if group.first else nullcontext():
-        _run(folder, resolved, data, model, training, group, resume=resume)
+        _run(folder, resolved, data, model, training, resume=resume)
 
 
 def _run(
@@ -89,13 +86,13 @@ def _run(
     data: DataConfig,
     model: ModelConfig,
     training: TrainConfig,
-    group: Group,
     *,
     resume: bool,
 ) -> None:
     """Trains, judges and writes."""
     from rich.console import Console
 
+    from piecewise_training import processes
     from piecewise_training.cli import results as tables
     from piecewise_training.dataset import (
         build_datasets,
@@ -109,6 +106,7 @@ def _run(
     from piecewise_training.trainer import PiecewiseTrainer, plan
 
     seed: int = resolved["seed"]
+    group = processes.current()
     console = Console(quiet=not group.first)
     train_set, val_set = build_datasets(data, seed)
     assert train_set.classes is not None
