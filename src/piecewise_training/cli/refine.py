@@ -76,8 +76,8 @@ def run(
         "bilateral_rgb_std": bilateral_rgb_std,
         "bilateral_w": bilateral_w,
     }
-    pixel = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
-    refine(*pixel, iterations=iterations, **kernels)  # an option out of its range is said before any file is read
+    scores, image = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
+    refine(scores, image, iterations=iterations, **kernels)  # an option out of its range is said before a file is read
     faults = []
     for path, partner in track(pairs, "refining"):
         try:
