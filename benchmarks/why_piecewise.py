@@ -2,11 +2,12 @@
 
     python benchmarks/why_piecewise.py --config src/piecewise_training/cli/synthetic.yaml [--seeds 5] [--output FILE]
 
-The configuration is that of a piecewise run; this one is that of `piecewise train` without arguments. With as many epochs as that has in all, the network and the CRF are also
-trained one after the other and never together, and together from the first step. An epoch with a CRF takes longer than
-one without; so both are trained once more for as many epochs as fit the time that the piecewise run of that seed took.
-Every run starts from the same weights and ends with those of its last stage's best epoch. A run has diverged when its
-loss is not finite or its mIoU is below that of the most frequent class everywhere.
+The configuration is that of a piecewise run; this one is that of `piecewise train` without arguments. With as many
+epochs as that has in all, the network and the CRF are also trained one after the other and never together, and
+together from the first step. An epoch with a CRF takes longer than one without; so both are trained once more for as
+many epochs as fit the time that the piecewise run of that seed took. Every run starts from the same weights and ends
+with those of its last stage's best epoch. A run has diverged when its loss is not finite or its mIoU is below that of
+the most frequent class everywhere.
 """
 
 from __future__ import annotations
