@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf.filtering import Normalization
 from piecewise_training.crf.lattice import Backend, shared_threads
 from piecewise_training.crf.meanfield import Convergence, PairwiseTerm, approximate, check_arguments
@@ -22,6 +23,7 @@ Compatibility = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 _LEAST = 1e-5  # a probability below counts as this, as in pydensecrf's unary_from_softmax
 
 
+@uncompiled
 def dense_crf(
     scores: Float[Array, "*b k h w"],
     image: Float[Tensor, "*b c h w"] | np.ndarray,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf import lattice
 from piecewise_training.crf._reference import centred
 from piecewise_training.crf.lattice import Backend, Operator
@@ -46,6 +47,7 @@ class GaussianKernel:
         tensor([1.0000, 0.6065])
     """
 
+    @uncompiled
     def __init__(
         self,
         features: Float[Tensor, "b d n"],
@@ -72,6 +74,7 @@ class GaussianKernel:
             self.before = None if normalization == "after" else scale
             self.after = None if normalization == "before" else scale
 
+    @uncompiled
     def __call__(self, values: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
         """Filters values.
 
@@ -102,6 +105,7 @@ class GaussianKernel:
         return scale
 
 
+@uncompiled
 def gaussian_filter(
     features: Float[Tensor, "*b d n"], values: Float[Tensor, "*b c n"], *, backend: Backend = "auto"
 ) -> Float[Tensor, "*b c n"]:

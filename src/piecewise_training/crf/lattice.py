@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf._reference import FARTHEST, Normalized, Tables, through_normalizer
 from piecewise_training.crf.separable import SeparableOperator
 
@@ -51,6 +52,7 @@ class PermutohedralLattice:
     backend: Literal["numba", "triton", "reference"]
 
     @classmethod
+    @uncompiled
     def build(
         cls,
         features: Float[Tensor, "b d n"],

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf.filtering import GaussianKernel, Normalization
 from piecewise_training.crf.lattice import Backend
 from piecewise_training.crf.meanfield import PairwiseTerm, mean_field
@@ -148,6 +149,7 @@ class DenseCRF(nn.Module):
         logarithm = self.__dict__.get("_parameters", {}).get(f"log_{name}")
         return super().__getattr__(name) if logarithm is None else logarithm.exp()
 
+    @uncompiled
     def forward(
         self,
         unary_logits: Float[Tensor, "b k h w"],

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf._reference import mixed
 from piecewise_training.crf.filtering import GaussianKernel
 from piecewise_training.crf.lattice import LatticeOperator
@@ -79,6 +80,7 @@ class Convergence:
     change: list[Tensor] = field(default_factory=list)
 
 
+@uncompiled
 def mean_field(
     logits: Float[Tensor, "b k *space"],
     terms: Sequence[PairwiseTerm],

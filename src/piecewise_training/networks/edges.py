@@ -11,10 +11,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 
 RelationName = Literal["surrounding", "above_below"]
 
 
+@uncompiled
 def relation_edges(
     relation: RelationName, height: int, width: int, *, box: float = 0.4, samples: int | None = 5
 ) -> Int[Tensor, "2 e"]:
