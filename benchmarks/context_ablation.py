@@ -1,11 +1,15 @@
 """What each part of the contextual CRF brings: one table from one run, on CamVid or any other data set.
 
     python benchmarks/context_ablation.py --config benchmarks/context_ablation.yaml [--output FILE]
+    python benchmarks/context_ablation.py --run RUN [--output FILE]
 
 The steps are the paper's: a plain network; with sliding pyramid pooling; on several scales, too; with a dense CRF; and
 the pairwise networks of either relation and of both before the dense CRF. All have the same seed and number of epochs,
 and those from the dense CRF on have the very same network, trained once: what is added is trained with it fixed. Every
 row keeps the weights of its last epoch, so that nothing is chosen by what it is judged on.
+
+With a folder of `piecewise train`, the network is that of its first stage, whose epoch was chosen by its validation
+mIoU, and no other is trained.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,11 +53,13 @@ class Ablation:
     """Trains and judges one variant after the other.
 
     Args:
-        settings: a configuration of `piecewise train`; its featmap and context are the variants' own.
+        settings: a configuration of `piecewise train`; its context is the variants' own, and so is its featmap
+            unless there is a run.
+        run: the folder of the run whose network is taken.
     """
 
-    def __init__(self, settings: Any) -> None:
-        self.settings = settings
+    def __init__(self, settings: Any, run: Path | None = None) -> None:
+        self.settings, self.run = settings, run
         train_set, val_set = build_datasets(settings.data, settings.seed)
         assert train_set.classes is not None
         self.classes = train_set.classes
@@ -85,19 +92,30 @@ class Ablation:
         self.rows.append(row)
         print(table(self.rows[-1:]), flush=True)
 
-    def run(self) -> None:
-        """All variants."""
-        training = self.settings.training
-        network: PiecewiseTrainedModel | None = None
+    def network(self) -> PiecewiseTrainedModel:
+        """That of the run, or the last of those that are trained."""
+        if self.run is not None:
+            model = self.model(self.settings.model.featmap, None)
+            saved = torch.load(self.run / "checkpoints/stage1/best.ckpt", map_location="cpu", weights_only=True)
+            own = {n.removeprefix("model."): w for n, w in saved["state_dict"].items() if n.startswith("model.unary.")}
+            model.load_state_dict(own, strict=False)
+            self.judge("the network alone", model, 0.0, ("unary",))
+            return model
         for name, featmap in NETWORKS.items():
             start = time.perf_counter()
-            network = self.model(featmap, None)
-            self.trainer(network).train_unary(self.train, training.stage1_epochs)
-            self.judge(name, network, time.perf_counter() - start, ("unary",))
-        assert network is not None
+            model = self.model(featmap, None)
+            self.trainer(model).train_unary(self.train, self.settings.training.stage1_epochs)
+            self.judge(name, model, time.perf_counter() - start, ("unary",))
+        return model
+
+    def measure(self) -> None:
+        """All variants."""
+        training = self.settings.training
+        network = self.network()
+        featmap = FeatMapConfig() if self.run is None else self.settings.model.featmap
         for name, context in CONTEXTS.items():
             start = time.perf_counter()
-            model = self.model(FeatMapConfig(), context)
+            model = self.model(featmap, context)
             model.unary = copy.deepcopy(network.unary)
             trainer = self.trainer(model)
             if context is not None:
@@ -125,15 +143,17 @@ HEAD = f"{'model':30} {'mIoU':>6} {'accuracy':>8} {'trimap 4':>8} {'ms/image':>8
 def main() -> None:
     """Reads the command line, trains, judges, and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="as of piecewise train")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--config", type=Path, help="as of piecewise train")
+    origin.add_argument("--run", type=Path, help="folder of piecewise train whose network is taken")
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it as .txt")
     arguments = parser.parse_args()
     configuration = build_parser()
-    parsed = configuration.parse_args(["train", "--config", str(arguments.config)])
+    parsed = configuration.parse_args(["train", "--config", str(arguments.config or arguments.run / "config.yaml")])
     settings = configuration.instantiate(parsed).train
-    ablation = Ablation(settings)
+    ablation = Ablation(settings, arguments.run)
     print(HEAD, flush=True)
-    ablation.run()
+    ablation.measure()
     if arguments.output:
         used = {name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "model", "training")}
         report = {**measuring.surroundings(), "settings": used | {"seed": settings.seed}, "rows": ablation.rows}

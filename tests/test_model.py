@@ -289,10 +289,10 @@ class WithFeatures(nn.Module):
         return self.score(self.feature_map(image))
 
 
-def contextual_model(**options: Any) -> PiecewiseTrainedModel:
-    """One whose pairwise networks are not those that change nothing."""
+def contextual_model(stride: int = 8, **options: Any) -> PiecewiseTrainedModel:
+    """One whose pairwise networks are not those that change nothing; its feature map's places lie 8 pixels apart."""
     relations = [Relation("surrounding", box=1.0, hidden=4), Relation("above_below", box=1.0, hidden=4)]
-    context = ContextualCRF(5, 3, relations)
+    context = ContextualCRF(5, 3, relations, stride=stride)
     for net in context.nets:
         nn.init.normal_(net.scores.weight, std=3.0)
     return PiecewiseTrainedModel(3, 2, unary=WithFeatures(), context=context, **options).eval()
@@ -312,6 +312,37 @@ def test_context_works_on_the_nodes_and_the_crf_on_its_marginals() -> None:
     torch.testing.assert_close(log_q, model.crf(scores, model.to_grey_levels(image)))
     assert not torch.allclose(log_q, model.crf(logits, model.to_grey_levels(image)), atol=1e-2)
     assert model(image, apply_crf=False)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("stride", "rows", "columns"),
+    [
+        (1, [], []),
+        (12, [], []),
+        (13, [(0, 2), (1, 4), (3, 5)], [(0, 2), (2, 4), (4, 6)]),
+        (19, [(0, 2), (1, 4), (3, 5)], [(0, 2), (2, 4), (4, 6)]),
+        (1000, [(0, 5)], [(0, 6)]),
+    ],
+)
+def test_nodes_are_means_of_places_and_the_finer_scores_stay(
+    stride: int, rows: list[tuple[int, int]], columns: list[tuple[int, int]]
+) -> None:
+    """Of 5 x 6 places, 8 pixels apart: cells cover all, and overlap where they do not fit."""
+    model, image = contextual_model(stride), torch.randn(2, 3, 40, 48)
+    network: Any = model.unary
+    assert model.context is not None
+    features = network.feature_map(image)
+    nodes = model.score_nodes(image)
+    means = features
+    if rows:
+        cells = [[features[:, :, a:b, c:d].mean((2, 3)) for c, d in columns] for a, b in rows]
+        means = torch.stack([torch.stack(row, -1) for row in cells], -2)
+    torch.testing.assert_close(nodes.scores, network.score(features))
+    torch.testing.assert_close(nodes.features, means)
+    torch.testing.assert_close(nodes.coarse, network.score(means))  # a linear layer
+    told = model.context(nodes.coarse, means) - network.score(means).log_softmax(1)
+    expected = [nn.functional.interpolate(part, (40, 48), mode="bilinear") for part in (nodes.scores, told)]
+    torch.testing.assert_close(model.contextual(image, nodes), sum(expected))
 
 
 def test_context_without_dense_crf() -> None:
@@ -340,7 +371,11 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
         unary="mobilenetv3_small_050",
         pretrained=False,
         featmap={"scales": (1.0, 0.5), "widths": (6,)},
-        context={"relations": [Relation("above_below", samples=None, hidden=7, symmetric=True)], "iterations": 2},
+        context={
+            "relations": [Relation("above_below", samples=None, hidden=7, symmetric=True)],
+            "iterations": 2,
+            "stride": 9,
+        },
     ).eval()
     assert named.context is not None
     nn.init.normal_(named.context.nets[0].scores.weight)
@@ -349,6 +384,7 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded(image)[1], named(image)[1])
     assert loaded.context is not None
     assert (loaded.context.relations, loaded.context.iterations) == (named.context.relations, 2)
+    assert loaded.context.configuration() == named.context.configuration()
 
 
 @pytest.mark.parametrize("name", ["largefov_vgg16", "mobilenetv3_small_050"])

@@ -134,11 +134,13 @@ class ContextConfig:
         relations: One pairwise network each.
         iterations: Mean-field updates.
         residual: Whether pairwise networks are trained on top of the nodes' own scores, or alone as in the paper.
+        stride: Pixels from one node to the next; on a finer feature map a node is the mean of several places.
     """
 
     relations: tuple[RelationConfig, ...] = (RelationConfig("surrounding"), RelationConfig("above_below"))
     iterations: int = 3
     residual: bool = True
+    stride: int = 16
 
 
 @dataclass(frozen=True)

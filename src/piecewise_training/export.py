@@ -40,9 +40,10 @@ class _Scores(nn.Module):
         height, width = image.shape[2:]
         right, below = model.margin(image)[1::2]
         nodes = model.score_nodes(image)
-        scores = nodes.scores if model.context is None else model.context(nodes.scores, nodes.features)
         size = height + below, width + right
-        scores = functional.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+        parts = [nodes.scores] if model.context is None else [nodes.scores, model.told(nodes)]
+        larger = [functional.interpolate(p.float(), size, mode="bilinear", align_corners=False) for p in parts]
+        scores = torch.stack(larger).sum(0)
         # Not a slice: torch.export would take one that cuts nothing off for another program than one that does.
         return scores.index_select(2, torch.arange(height)).index_select(3, torch.arange(width))
 

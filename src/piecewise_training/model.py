@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -28,14 +29,16 @@ _FORMAT = "piecewise-training model"
 
 
 class Nodes(NamedTuple):
-    """The nodes of the contextual CRF, or simply a network's output.
+    """A network's output, and the nodes of the contextual CRF.
 
     Attributes:
         scores: (B, K, h, w), in the network's own resolution.
-        features: (B, C, h, w); None where there is no context that wants them.
+        coarse: (B, K, y, x), those of the nodes; None where there is no context that wants them.
+        features: (B, C, y, x), likewise.
     """
 
     scores: Tensor
+    coarse: Tensor | None = None
     features: Tensor | None = None
 
 
@@ -43,8 +46,8 @@ class PiecewiseTrainedModel(nn.Module):
     """A network that scores every pixel, and CRFs that make the scores agree with each other and with the image.
 
     Without `context` the dense CRF works on the network's scores. With it, as in Lin et al. (CVPR 2016), the places of
-    the network's feature map are the nodes of a contextual CRF first, whose marginals are enlarged to the image's size
-    for the dense CRF.
+    the network's feature map, or the means over a few of a fine one's, are the nodes of a contextual CRF first. What
+    they learn of each other is enlarged to the image's size and added to the scores for the dense CRF.
 
     Args:
         num_classes: K, at least 2.
@@ -157,20 +160,37 @@ class PiecewiseTrainedModel(nn.Module):
         return logits, self.refine(image, logits, self.contextual(image, nodes)) if apply_crf else None
 
     def score_nodes(self, image: Float[Tensor, "b 3 h w"]) -> Nodes:
-        """The unary network's scores in its own resolution, and with a context the feature map behind them."""
+        """The unary network's scores in its own resolution, and with a context those of the nodes and their features.
+
+        Where the places of the feature map lie closer together than the context's `stride`, a node is the mean of
+        several. The paper's nodes lie 16 pixels apart; on a fine map a box holds as much of the image in more edges.
+        """
         network: Any = self.unary  # of which a context wants more than that it can be called
         image = functional.pad(image, self.margin(image), mode="replicate")
         if self.context is None:
             return Nodes(self._checked(network(image)))
         features = network.feature_map(image)
-        return Nodes(self._checked(network.score(features)), features)
+        scores = self._checked(network.score(features))
+        height, width = features.shape[2:]
+        apart = math.sqrt(math.prod(image.shape[2:]) / (height * width))
+        # Sides of maps are rounded, and the ratio with them: it is cut where no network's lies, as one of 1.5 may.
+        places = max(1, math.floor(self.context.stride / apart + 0.4))
+        size = math.ceil(height / places), math.ceil(width / places)
+        return Nodes(scores, *(functional.adaptive_avg_pool2d(values, size) for values in (scores, features)))
 
     def contextual(self, image: Float[Tensor, "b 3 h w"], nodes: Nodes) -> Float[Tensor, "b k h w"] | None:
-        """The contextual CRF's scores of every pixel; None without a context."""
+        """The scores of every pixel with what its context adds to them; None without a context."""
         if self.context is None:
             return None
-        assert nodes.features is not None  # as `score_nodes` gives them
-        return self.enlarged(self.context(nodes.scores, nodes.features), image)
+        return self.enlarged(nodes.scores, image) + self.enlarged(self.told(nodes), image)
+
+    def told(self, nodes: Nodes) -> Float[Tensor, "b k y x"]:
+        """What the contextual CRF adds to the scores of the nodes, log Q less the network's log-probabilities."""
+        assert self.context is not None
+        assert nodes.coarse is not None
+        assert nodes.features is not None  # as `score_nodes` gives them with a context
+        log_q = self.context(nodes.coarse, nodes.features)
+        return log_q - nodes.coarse.to(log_q.dtype).log_softmax(1)
 
     def enlarged(self, scores: Float[Tensor, "b k y x"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Scores in the image's size, in single precision."""

@@ -179,6 +179,7 @@ def test_edges_that_are_all_void() -> None:
         (lambda: ContextualCRF(4, 1), "`num_classes` must be at least 2; got 1"),
         (lambda: ContextualCRF(4, 2, []), "`relations` must hold at least one"),
         (lambda: ContextualCRF(4, 2, iterations=-1), "`iterations` must be at least 0; got -1"),
+        (lambda: ContextualCRF(4, 2, stride=0), "`stride` must be at least 1; got 0"),
         (
             lambda: ContextualCRF(4, 2)(torch.zeros(1, 2, 3, 4), torch.zeros(1, 4, 3, 5)),
             r"`unary` and `features` must agree in batch, height and width; got \(1, 2, 3, 4\) float32 and",

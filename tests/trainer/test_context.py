@@ -75,20 +75,22 @@ def test_stage_2_without_a_dense_crf() -> None:
     assert history["val_miou"]
 
 
-def test_losses_are_the_literal_sum() -> None:
+@pytest.mark.parametrize(("stride", "rows", "columns"), [(8, 3, 4), (16, 2, 2)])
+def test_losses_are_the_literal_sum(stride: int, rows: int, columns: int) -> None:
     """Nodes and edges each by their own count; in stage 3 the marginals', too."""
-    model, (image, target) = contextual_model(), next(iter(loader()))
+    model, (image, target) = contextual_model(stride), next(iter(loader()))
     weight = torch.tensor([0.5, 1.0, 1.5])
     network: Any = model.unary
     assert model.context is not None
     features = network.feature_map(image)
     logits = model.enlarged(network.score(features), image)
-    labels = node_labels(target, (3, 4)).flatten(1)
+    labels = node_labels(target, (rows, columns)).flatten(1)
+    means = nn.functional.adaptive_avg_pool2d(features, (rows, columns))
     assert (labels == 255).any()
     pairs = sum(
         edge_nll(scores, edges, labels, weight)
         for scores, edges in zip(
-            model.context.edge_scores(network.score(features), features), model.context.edges(features), strict=True
+            model.context.edge_scores(network.score(means), means), model.context.edges(means), strict=True
         )
     )
     unary, marginals = cross_entropy(logits, target, weight), marginal_nll(model(image)[1], target, weight)

@@ -69,7 +69,8 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
 
 def _context(config: ContextConfig) -> dict[str, Any]:
     relations = [Relation(**dataclasses.asdict(relation)) for relation in config.relations]
-    return {"relations": relations, "iterations": config.iterations, "residual": config.residual}
+    options = {"iterations": config.iterations, "residual": config.residual, "stride": config.stride}
+    return {"relations": relations, **options}
 
 
 def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any, void_is_border: bool) -> dict[str, Result]:

@@ -52,9 +52,10 @@ class ContextualCRF(nn.Module):
     of either label would be counted once for every edge; the potential is then what the pair's log-probability has
     over those of its two ends, :math:`\log P(a, b) - \log P(a) - \log P(b)`.
 
-    What many edges tell a node is much the same: a weight :math:`w_V` is one over the mean number of edges at a node,
-    times a factor for each relation that starts at 1 and is learned by training through `forward`. The paper does not
-    say how it weighs them. Before it is trained a potential is 0, and mean field changes nothing.
+    What many edges tell a node is much the same, and so is what two relations tell it: a weight :math:`w_V` is one over
+    the number of relations and the mean number of the relation's edges at a node, times a factor that starts at 1 and
+    is learned by training through `forward`. The paper does not say how it weighs them. Before it is trained a
+    potential is 0, and mean field changes nothing.
 
     Args:
         channels: of the feature map.
@@ -62,6 +63,7 @@ class ContextualCRF(nn.Module):
         relations: one or more.
         iterations: mean-field updates.
         residual: whether pairwise networks are trained on top of the nodes' own scores.
+        stride: pixels from node to node that a `PiecewiseTrainedModel` is to keep; `forward` takes nodes as they come.
 
     Raises:
         ValueError: there is no relation, or a number is out of its range.
@@ -79,6 +81,7 @@ class ContextualCRF(nn.Module):
         relations: Sequence[Relation] = (Relation("surrounding"), Relation("above_below")),
         iterations: int = 3,
         residual: bool = True,
+        stride: int = 16,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -87,11 +90,14 @@ class ContextualCRF(nn.Module):
             raise ValueError("`relations` must hold at least one.")
         if iterations < 0:
             raise ValueError(f"`iterations` must be at least 0; got {iterations}.")
+        if stride < 1:
+            raise ValueError(f"`stride` must be at least 1; got {stride}.")
         self.channels = channels
         self.num_classes = num_classes
         self.relations = tuple(relations)
         self.iterations = iterations
         self.residual = residual
+        self.stride = stride
         self.nets = nn.ModuleList(
             PairwiseNet(channels, num_classes, relation.hidden, relation.symmetric) for relation in relations
         )
@@ -100,7 +106,7 @@ class ContextualCRF(nn.Module):
     def configuration(self) -> dict[str, Any]:
         """The arguments that make another like it."""
         relations = [asdict(relation) for relation in self.relations]
-        options = {"iterations": self.iterations, "residual": self.residual}
+        options = {"iterations": self.iterations, "residual": self.residual, "stride": self.stride}
         return {"channels": self.channels, "relations": relations, **options}
 
     @property
@@ -118,9 +124,9 @@ class ContextualCRF(nn.Module):
 
     def weights(self, features: Float[Tensor, "b c h w"]) -> list[Float[Tensor, ""]]:
         """The weight of each relation's potentials over a map."""
-        nodes = math.prod(features.shape[2:])
+        share = math.prod(features.shape[2:]) / (2 * len(self.relations))
         edges = self.edges(features)
-        return [f.exp() * nodes / max(1, 2 * own.shape[1]) for f, own in zip(self.log_factors, edges, strict=True)]
+        return [f.exp() * share / max(1, own.shape[1]) for f, own in zip(self.log_factors, edges, strict=True)]
 
     def edge_scores(
         self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]

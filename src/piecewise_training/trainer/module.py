@@ -150,8 +150,8 @@ class StageModule(lightning.LightningModule):
         loss = logits.new_zeros(())
         if self.stage.unary_weight:
             loss = loss + self.stage.unary_weight * unary_loss(self.config.loss, self.class_weight)(logits, target)
-        if self.stage.context_weight and nodes.features is not None:
-            loss = loss + self.stage.context_weight * self._pairs_loss(nodes.scores, nodes.features, target)
+        if self.stage.context_weight and nodes.coarse is not None and nodes.features is not None:
+            loss = loss + self.stage.context_weight * self._pairs_loss(nodes.coarse, nodes.features, target)
         if self.stage.crf_weight and log_q is not None:
             loss = loss + self.stage.crf_weight * unary_loss(self.config.crf_loss, self.class_weight)(log_q, target)
         return loss
