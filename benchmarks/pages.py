@@ -232,6 +232,7 @@ PAGES: dict[str, Callable[..., str]] = {
     "crf_levers": crf_levers,
     "crf_levers_all": partial(crf_levers, title="Stage 2 on all training images"),
     "crf_levers_recipe": partial(crf_levers, title="Stage 2 on the network of the recipe"),
+    "crf_levers_untuned": partial(crf_levers, title="Stage 2 on the network before it was tuned"),
     "crf_levers_seed2": partial(crf_levers, title="Stage 2 on the recipe's network from another start"),
     "why_piecewise": partial(why_piecewise, data="drawn scenes", plot="why_piecewise.png"),
     "why_piecewise_camvid": partial(why_piecewise, data="CamVid", plot="why_piecewise_camvid.png"),
