@@ -71,6 +71,8 @@ class Ablation:
     def model(self, featmap: FeatMapConfig, context: ContextConfig | None) -> PiecewiseTrainedModel:
         """A variant of the configuration's model."""
         config: ModelConfig = dataclasses.replace(self.settings.model, featmap=featmap, context=context)
+        if self.run is not None:  # whose weights are all there
+            config = dataclasses.replace(config, pretrained=False, start_from=None)
         return build_model(config, self.classes, self.settings.seed)
 
     def trainer(self, model: PiecewiseTrainedModel) -> PiecewiseTrainer:
@@ -97,8 +99,10 @@ class Ablation:
         if self.run is not None:
             model = self.model(self.settings.model.featmap, None)
             saved = torch.load(self.run / "checkpoints/stage1/best.ckpt", map_location="cpu", weights_only=True)
-            own = {n.removeprefix("model."): w for n, w in saved["state_dict"].items() if n.startswith("model.unary.")}
-            model.load_state_dict(own, strict=False)
+            prefix = "model.unary."
+            model.unary.load_state_dict(
+                {n.removeprefix(prefix): w for n, w in saved["state_dict"].items() if n.startswith(prefix)}
+            )
             self.judge("the network alone", model, 0.0, ("unary",))
             return model
         for name, featmap in NETWORKS.items():
@@ -156,6 +160,7 @@ def main() -> None:
     ablation.measure()
     if arguments.output:
         used = {name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "model", "training")}
+        used["model"]["context"] = dataclasses.asdict(ContextConfig())  # of which the variants take the relations
         report = {**measuring.surroundings(), "settings": used | {"seed": settings.seed}, "rows": ablation.rows}
         measuring.write_report(arguments.output, report, f"{HEAD}\n{table(ablation.rows)}")
 

@@ -199,7 +199,7 @@ def degraded_labels(report: Report) -> str:
     )
 
 
-def context_ablation(report: Report) -> str:
+def context_ablation(report: Report, title: str, what: str) -> str:
     """What the parts of the contextual CRF bring."""
     names = {"unary": "", "context": ", no dense CRF", "crf": ""}
     cells = [
@@ -210,9 +210,9 @@ def context_ablation(report: Report) -> str:
     epochs = report["settings"]["training"]["stage1_epochs"]
     return "\n\n".join(
         [
-            "# What the contextual CRF's parts bring",
-            f"FeatMap-Net and the contextual CRF part by part, {epochs} epochs of the network, one seed; validation in "
-            "per cent. The rows from the dense CRF on have the very same network.",
+            f"# {title}",
+            f"{what} part by part, {epochs} epochs of the network, one seed; validation in per cent. The rows from the "
+            "dense CRF on have the very same network.",
             markdown(["", *MEASURES, "min"], cells),
             origin(report),
             f"The configuration:\n\n```yaml\n{yaml.safe_dump(report['settings'], sort_keys=False).strip()}\n```",
@@ -236,7 +236,12 @@ PAGES: dict[str, Callable[..., str]] = {
     "crf_levers_seed2": partial(crf_levers, title="Stage 2 on the recipe's network from another start"),
     "why_piecewise": partial(why_piecewise, data="drawn scenes", plot="why_piecewise.png"),
     "why_piecewise_camvid": partial(why_piecewise, data="CamVid", plot="why_piecewise_camvid.png"),
-    "context_ablation": context_ablation,
+    "context_ablation": partial(
+        context_ablation, title="What the contextual CRF's parts bring", what="FeatMap-Net and the contextual CRF"
+    ),
+    "context_recipe": partial(
+        context_ablation, title="What context brings to the recipe's network", what="The contextual CRF"
+    ),
     "weak_nets": weak_nets,
     "degraded_labels": degraded_labels,
     "dense_crf": speed_pages.dense_crf,

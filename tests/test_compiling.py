@@ -17,9 +17,11 @@ from piecewise_training.crf import (
     GaussianKernel,
     PairwiseTerm,
     PermutohedralLattice,
+    bilateral_kernel,
     dense_crf,
     gaussian_filter,
     mean_field,
+    spatial_kernel,
 )
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks.edges import relation_edges
@@ -69,45 +71,81 @@ def _forgets() -> None:
     torch.compiler.reset()
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Through Dynamo alone, which is what fails: the rest would want a C++ compiler, and finds only tensors."""
-    return torch.compile(function, backend="eager")
+class Counted:
+    """A backend that runs graphs as they are, without a C++ compiler, and keeps them."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        del inputs
+        self.graphs.append(graph)
+        return graph.forward
 
 
-@pytest.mark.parametrize("function", [gaussian_filter, _filtered, _inferred, _sliced, _joined])
-def test_functions_of_points_are_the_same_within_a_compiled_one(function: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("function", "graphs"),
+    [
+        (gaussian_filter, 0),
+        (_filtered, 2),  # twice the values before it, and 1 more after it
+        (_inferred, 1),
+        (_sliced, 0),
+        (_joined, 1),
+    ],
+)
+def test_functions_of_points_are_the_same_within_a_compiled_one(function: Callable[..., Tensor], graphs: int) -> None:
     features, values = torch.rand(2, 3, 50, requires_grad=True), torch.randn(2, 4, 50, requires_grad=True)
-    expected, found = function(features, values), _compiled(function)(features, values)
+    counted = Counted()
+    expected, found = function(features, values), torch.compile(function, backend=counted)(features, values)
     assert torch.equal(found, expected)
+    assert len(counted.graphs) == graphs
 
 
-def test_the_crf_of_an_image_is_the_same_compiled() -> None:
-    scores, image = torch.randn(2, 3, 9, 11), 255 * torch.rand(2, 3, 9, 11)
-    assert torch.equal(_compiled(dense_crf)(scores, image), dense_crf(scores, image))
+@pytest.mark.parametrize(
+    "function",
+    [
+        dense_crf,
+        DenseCRF(3, 2),
+        lambda scores, image: bilateral_kernel(image, 3.0, 9.0, like=scores)(scores.flatten(2)),
+        lambda scores, image: spatial_kernel(*image.shape[2:], 3.0, like=scores)(scores.flatten(2)),
+    ],
+)
+def test_nothing_of_the_crf_is_compiled(function: Callable[..., Tensor]) -> None:
+    counted = Counted()
+    compiled = torch.compile(function, backend=counted)
+    for height in (7, 8, 13):
+        scores, image = torch.randn(2, 3, height, 9), 255 * torch.rand(2, 3, height, 9)
+        assert torch.equal(compiled(scores, image), function(scores, image))
+    assert all(_operations(graph) <= {"flatten", "getitem"} for graph in counted.graphs)
 
 
-def test_a_compiled_model_trains_as_it_does_without() -> None:
+def _operations(graph: torch.fx.GraphModule) -> set[str]:
+    called = (node.target for node in graph.graph.nodes if node.op.startswith("call"))
+    return {name if isinstance(name, str) else name.__name__ for name in called}
+
+
+def test_of_a_model_the_network_alone_is_compiled() -> None:
     torch.manual_seed(0)
     model = PiecewiseTrainedModel(3, unary=_Network(), context={}, crf_iterations=2)
-    image = torch.randn(1, 3, 24, 20)
-    gradients = []
-    for scored in (model, _compiled(model)):
-        model.zero_grad()
-        logits, log_q = scored(image)
-        (logits.square().mean() + log_q[:, 0].mean()).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    assert {name.split(".")[0] for name in gradients[0]} == {"unary", "crf", "context"}
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
-
-
-def test_a_layer_that_is_compiled_takes_images_of_other_sizes() -> None:
-    crf = DenseCRF(3, 2)
-    layer = _compiled(crf)
-    for height in (7, 8, 13):
-        scores, image = torch.randn(1, 3, height, 9), 255 * torch.rand(1, 3, height, 9)
-        assert torch.equal(layer(scores, image), crf(scores, image))
+    assert model.context is not None
+    for net in model.context.nets:
+        nn.init.normal_(net.scores.weight)
+    counted, gradients = Counted(), []
+    compiled = torch.compile(model, backend=counted)
+    for height in (24, 27, 41):  # of which Dynamo makes formulas from the second on
+        image = torch.randn(1, 3, height, 20)
+        for scored in (model, compiled):
+            model.zero_grad()
+            logits, log_q = scored(image)
+            (logits.square().mean() + log_q[:, 0].mean()).backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        plain, found = gradients[-2:]
+        assert plain.keys() == found.keys() == dict(model.named_parameters()).keys()
+        assert all(bool(gradient.any()) for gradient in plain.values())
+        for name, gradient in plain.items():
+            torch.testing.assert_close(found[name], gradient)
+    assert {"conv2d", "relu"} <= set.union(*map(_operations, counted.graphs))
+    assert not {"interpolate", "pad", "matmul"} & set.union(*map(_operations, counted.graphs))
 
 
 def test_a_function_keeps_its_name_and_its_errors() -> None:
@@ -118,7 +156,7 @@ def test_a_function_keeps_its_name_and_its_errors() -> None:
     wrapped = uncompiled(half)
     assert (wrapped.__name__, wrapped.__doc__, wrapped(number=3)) == ("half", "Divides by two.", 1.5)
     with pytest.raises(ValueError, match="`features` and `values` must be"):
-        _compiled(gaussian_filter)(torch.rand(3), torch.rand(3))
+        torch.compile(gaussian_filter, backend="eager")(torch.rand(3), torch.rand(3))
 
 
 def test_the_compiler_is_not_loaded_where_nothing_is_compiled() -> None:

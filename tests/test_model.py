@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,16 +320,16 @@ def test_context_works_on_the_nodes_and_the_crf_on_its_marginals() -> None:
     [
         (1, [], []),
         (12, [], []),
-        (13, [(0, 2), (1, 4), (3, 5)], [(0, 2), (2, 4), (4, 6)]),
-        (19, [(0, 2), (1, 4), (3, 5)], [(0, 2), (2, 4), (4, 6)]),
-        (1000, [(0, 5)], [(0, 6)]),
+        (13, [(0, 2), (2, 4)], [(0, 2), (2, 4), (4, 6)]),
+        (19, [(0, 2), (2, 4)], [(0, 2), (2, 4), (4, 6)]),
+        (1000, [(0, 4)], [(0, 6)]),
     ],
 )
 def test_nodes_are_means_of_places_and_the_finer_scores_stay(
     stride: int, rows: list[tuple[int, int]], columns: list[tuple[int, int]]
 ) -> None:
-    """Of 5 x 6 places, 8 pixels apart: cells cover all, and overlap where they do not fit."""
-    model, image = contextual_model(stride), torch.randn(2, 3, 40, 48)
+    """Of 4 x 6 places, 8 pixels apart."""
+    model, image = contextual_model(stride), torch.randn(2, 3, 32, 48)
     network: Any = model.unary
     assert model.context is not None
     features = network.feature_map(image)
@@ -341,7 +342,7 @@ def test_nodes_are_means_of_places_and_the_finer_scores_stay(
     torch.testing.assert_close(nodes.features, means)
     torch.testing.assert_close(nodes.coarse, network.score(means))  # a linear layer
     told = model.context(nodes.coarse, means) - network.score(means).log_softmax(1)
-    expected = [nn.functional.interpolate(part, (40, 48), mode="bilinear") for part in (nodes.scores, told)]
+    expected = [nn.functional.interpolate(part, (32, 48), mode="bilinear") for part in (nodes.scores, told)]
     torch.testing.assert_close(model.contextual(image, nodes), sum(expected))
 
 
@@ -385,6 +386,21 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.context is not None
     assert (loaded.context.relations, loaded.context.iterations) == (named.context.relations, 2)
     assert loaded.context.configuration() == named.context.configuration()
+
+
+def test_a_context_of_before_strides_is_what_it_was(tmp_path: Path) -> None:
+    """Its relations had the weight of one each, and its nodes were the feature map's places."""
+    model, image = contextual_model(stride=1), torch.randn(1, 3, 40, 48)
+    path = tmp_path / "old.safetensors"
+    model.configuration["context"].pop("stride")
+    model.save(path)
+    loaded = PiecewiseTrainedModel.load(path, unary=WithFeatures())
+    assert model.context is not None
+    assert loaded.context is not None
+    assert loaded.context.stride == 1
+    torch.testing.assert_close(loaded.context.log_factors, model.context.log_factors + math.log(2))
+    model.context.log_factors.data += math.log(2)
+    torch.testing.assert_close(loaded(image)[1], model(image)[1])
 
 
 @pytest.mark.parametrize("name", ["largefov_vgg16", "mobilenetv3_small_050"])

@@ -134,7 +134,7 @@ class ContextConfig:
         relations: One pairwise network each.
         iterations: Mean-field updates.
         residual: Whether pairwise networks are trained on top of the nodes' own scores, or alone as in the paper.
-        stride: Pixels from one node to the next; on a finer feature map a node is the mean of several places.
+        stride: Pixels from one node to the next, about; on a finer feature map a node is the mean of several places.
     """
 
     relations: tuple[RelationConfig, ...] = (RelationConfig("surrounding"), RelationConfig("above_below"))

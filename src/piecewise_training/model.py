@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from piecewise_training import __version__, checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf import DenseCRF
 from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, Classes
 from piecewise_training.networks import ContextualCRF, Pretrained, Relation, build_unary
+from piecewise_training.networks.nodes import area_means, node_grid
 from piecewise_training.writing import atomic_write
 
 __all__ = ["DenseCRF", "PiecewiseTrainedModel"]
@@ -166,17 +168,18 @@ class PiecewiseTrainedModel(nn.Module):
         several. The paper's nodes lie 16 pixels apart; on a fine map a box holds as much of the image in more edges.
         """
         network: Any = self.unary  # of which a context wants more than that it can be called
-        image = functional.pad(image, self.margin(image), mode="replicate")
+        image = self._continued(image)
         if self.context is None:
             return Nodes(self._checked(network(image)))
         features = network.feature_map(image)
         scores = self._checked(network.score(features))
-        height, width = features.shape[2:]
-        apart = math.sqrt(math.prod(image.shape[2:]) / (height * width))
-        # Sides of maps are rounded, and the ratio with them: it is cut where no network's lies, as one of 1.5 may.
-        places = max(1, math.floor(self.context.stride / apart + 0.4))
-        size = math.ceil(height / places), math.ceil(width / places)
-        return Nodes(scores, *(functional.adaptive_avg_pool2d(values, size) for values in (scores, features)))
+        size = node_grid(image.shape[2:], features.shape[2:], self.context.stride)
+        return Nodes(scores, area_means(scores, size), area_means(features, size))
+
+    @uncompiled
+    def _continued(self, image: Tensor) -> Tensor:
+        """An image up to the multiples that the network wants."""
+        return functional.pad(image, self.margin(image), mode="replicate")
 
     def contextual(self, image: Float[Tensor, "b 3 h w"], nodes: Nodes) -> Float[Tensor, "b k h w"] | None:
         """The scores of every pixel with what its context adds to them; None without a context."""
@@ -192,6 +195,7 @@ class PiecewiseTrainedModel(nn.Module):
         log_q = self.context(nodes.coarse, nodes.features)
         return log_q - nodes.coarse.to(log_q.dtype).log_softmax(1)
 
+    @uncompiled
     def enlarged(self, scores: Float[Tensor, "b k y x"], image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k h w"]:
         """Scores in the image's size, in single precision."""
         height, width = image.shape[2:]
@@ -311,11 +315,18 @@ class PiecewiseTrainedModel(nn.Module):
         if name is not None and unary is not None:
             raise ValueError(f"{path} was saved with the network {name!r}: leave `unary` out.")
         network = str(name) if unary is None else unary
-        if configuration.get("context"):
-            configuration["context"]["relations"] = [Relation(**r) for r in configuration["context"]["relations"]]
+        context = configuration.get("context")
+        if context:
+            context["relations"] = [Relation(**relation) for relation in context["relations"]]
+        before_strides = bool(context) and "stride" not in context
+        if before_strides:
+            context["stride"] = 1
         model = cls(**configuration, unary=network, pretrained=False, classes=classes)
+        weights = safetensors.torch.load_file(path)
+        if before_strides:  # and before relations were weighed together
+            weights["context.log_factors"] += math.log(len(context["relations"]))
         try:
-            model.load_state_dict(safetensors.torch.load_file(path))
+            model.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()

@@ -130,8 +130,15 @@ def test_papers_configuration() -> None:
 
 def test_relations_of_one_kind_are_told_apart() -> None:
     relations = (RelationConfig("surrounding"), RelationConfig("surrounding"), RelationConfig("above_below"))
-    config = ModelConfig(**SMALL, featmap=FeatMapConfig(scales=(1.0,)), context=ContextConfig(relations=relations))
-    values = crf_values(build_model(config, Classes.numbered(3), seed=0))
+    context = ContextConfig(relations, iterations=2, residual=False, stride=9)
+    config = ModelConfig(**SMALL, featmap=FeatMapConfig(scales=(1.0,)), context=context)
+    model = build_model(config, Classes.numbered(3), seed=0)
+    assert model.context is not None
+    options = dataclasses.asdict(context)
+    assert {name: getattr(model.context, name) for name in options if name != "relations"} == {
+        name: value for name, value in options.items() if name != "relations"
+    }
+    values = crf_values(model)
     assert [name for name in values if name.startswith("context")] == [
         "context_surrounding_w", "context_surrounding2_w", "context_above_below_w",
     ]  # fmt: skip

@@ -444,6 +444,21 @@ def test_printed_configuration_is_the_one_that_runs(capsys: pytest.CaptureFixtur
     assert printed["seed"] == 3
 
 
+def test_printed_configuration_with_relations_by_default_can_be_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--model.context.stride", "8", "--print_config"])
+    text = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "printed.yaml"), "--print_config"])
+    assert capsys.readouterr().out == text
+    context = yaml.safe_load(text)["model"]["context"]
+    assert [relation["name"] for relation in context["relations"]] == ["surrounding", "above_below"]
+    assert context["stride"] == 8
+
+
 @pytest.mark.slow
 def test_devices(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two processes leave one run, which as many or one more can resume."""

@@ -120,6 +120,20 @@ def test_messages_in_single_precision_under_autocast(
     torch.testing.assert_close(found, crf(unary.float(), features), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("relations", [1, 2, 3])
+def test_a_nodes_messages_are_a_mean_over_edges_and_relations(relations: int) -> None:
+    """On the 2 x 3 map every two nodes are joined twice by "surrounding", once from each end."""
+    crf = with_potentials(4, 2, [Relation("surrounding", box=9.0, samples=None)] * relations, iterations=1)
+    nn.init.constant_(crf.log_factors, np.log(3))
+    for weight in crf.weights(torch.zeros(1, 4, 2, 3)):
+        assert weight.item() == pytest.approx(3 / (2 * 5 * relations))
+
+
+def test_a_relation_without_edges_tells_nothing() -> None:
+    crf, unary = with_potentials(4, 3), torch.randn(1, 3, 1, 1)
+    torch.testing.assert_close(crf(unary, torch.randn(1, 4, 1, 1)), unary.log_softmax(1))
+
+
 def test_starts_without_potentials() -> None:
     unary = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(ContextualCRF(4, 3)(unary, torch.randn(2, 4, 4, 5)), unary.log_softmax(1))

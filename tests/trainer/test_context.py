@@ -14,6 +14,7 @@ from piecewise_training.inference import evaluate
 from piecewise_training.losses import cross_entropy, edge_nll, marginal_nll, node_labels
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import ContextualCRF, Relation
+from piecewise_training.networks.nodes import area_means
 from piecewise_training.trainer import PiecewiseTrainer, context_stage, joint_stage, together, unary_stage
 from piecewise_training.trainer.module import StageModule
 from tests.networks.test_contextual import layouts
@@ -85,7 +86,7 @@ def test_losses_are_the_literal_sum(stride: int, rows: int, columns: int) -> Non
     features = network.feature_map(image)
     logits = model.enlarged(network.score(features), image)
     labels = node_labels(target, (rows, columns)).flatten(1)
-    means = nn.functional.adaptive_avg_pool2d(features, (rows, columns))
+    means = area_means(features, (rows, columns))
     assert (labels == 255).any()
     pairs = sum(
         edge_nll(scores, edges, labels, weight)
@@ -181,7 +182,9 @@ def test_three_stages_learn_what_only_the_layout_tells() -> None:
 
     def fresh() -> PiecewiseTrainer:
         torch.manual_seed(0)
-        model = PiecewiseTrainedModel(3, use_crf=False, unary=Trunk(), context=ContextualCRF(32, 3, relations))
+        model = PiecewiseTrainedModel(
+            3, use_crf=False, unary=Trunk(), context=ContextualCRF(32, 3, relations, stride=8)
+        )
         return PiecewiseTrainer(model, "cpu", 3, config=config, progress=False)
 
     def errors(trainer: PiecewiseTrainer) -> tuple[float, float]:

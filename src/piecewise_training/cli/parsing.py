@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 Command = Callable[..., int | None]
 
@@ -29,6 +30,14 @@ class Parser(ArgumentParser):
         sentence = _sentence(message)
         sys.stderr.write(f"{self.prog}: {sentence}.{hint}\nSee {self.prog} --help.\n")
         sys.exit(2)
+
+    def dump(self, cfg: Namespace, **options: Any) -> str:
+        """The configuration as YAML; jsonargparse cannot write dataclasses that are defaults in a list."""
+        cfg = cfg.clone()
+        for key, value in [*cfg.items()]:
+            if isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
+                cfg[key] = [dataclasses.asdict(item) for item in value]
+        return super().dump(cfg, **options)
 
     def _names(self) -> Iterable[str]:
         for parser in (self, *self._subparsers_by_name().values()):

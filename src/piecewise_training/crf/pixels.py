@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.crf import _memory
 from piecewise_training.crf.filtering import GaussianKernel, Normalization
 from piecewise_training.crf.lattice import Backend
@@ -22,6 +23,7 @@ Spatial = Literal["lattice", "exact"]
 _MOST_KEPT = 1 << 22  # pixels of an image whose spatial kernel is kept for the next one, of some 20 bytes each
 
 
+@uncompiled
 def spatial_kernel(
     height: int,
     width: int,
@@ -57,6 +59,7 @@ def spatial_kernel(
     return _fixed_spatial_kernel(height, width, float(std), like.dtype, like.device, spatial, normalization, backend)
 
 
+@uncompiled
 def bilateral_kernel(
     image: Float[Tensor, "b c h w"],
     xy_std: Tensor | float | None,

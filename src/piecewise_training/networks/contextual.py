@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piecewise_training import checks
+from piecewise_training.compiling import uncompiled
 from piecewise_training.networks.edges import RelationName, relation_edges
 from piecewise_training.networks.pairwise import PairwiseNet
 
@@ -26,7 +27,7 @@ class Relation:
 
     Attributes:
         name: "surrounding" or "above_below"; see `relation_edges`.
-        box: side of the box relative to the shorter edge of the map.
+        box: side of the box relative to the shorter edge of the grid of nodes.
         samples: places along a side of the box; None takes all.
         hidden: width of the pairwise network.
         symmetric: whether its potential is; see `PairwiseNet`.
@@ -63,7 +64,8 @@ class ContextualCRF(nn.Module):
         relations: one or more.
         iterations: mean-field updates.
         residual: whether pairwise networks are trained on top of the nodes' own scores.
-        stride: pixels from node to node that a `PiecewiseTrainedModel` is to keep; `forward` takes nodes as they come.
+        stride: pixels from node to node in a `PiecewiseTrainedModel`, about, but never fewer than the feature map's;
+            `forward` takes nodes as they come.
 
     Raises:
         ValueError: there is no relation, or a number is out of its range.
@@ -139,6 +141,7 @@ class ContextualCRF(nn.Module):
         own = unary.detach().flatten(2).mT.log_softmax(2)
         return [s + own[:, e[0], :, None] + own[:, e[1], None, :] for s, e in zip(scores, edges, strict=True)]
 
+    @uncompiled
     def forward(self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
         """Scores that know their context: the logarithms of the marginals after mean field, at least in float32.
 
@@ -156,16 +159,17 @@ class ContextualCRF(nn.Module):
             )
         scores = _at_least_single(unary.flatten(2).mT)
         numbers = len(scores) * self.num_classes**2
+        relations = zip(self.nets, self.edges(features), self.weights(features), strict=True)
         tell = [
-            _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
-            for net, edges in zip(self.nets, self.edges(features), strict=True)
+            (weight, _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual))
+            for net, edges, weight in relations
+            if edges.shape[1]
         ]
-        weights = self.weights(features)
         log_q = scores.log_softmax(2)
         for _ in range(self.iterations):
             q = log_q.exp()
             told = scores
-            for weight, of_relation in zip(weights, tell, strict=True):
+            for weight, of_relation in tell:
                 told = told + weight * of_relation(q)
             log_q = told.log_softmax(2)
         return log_q.mT.reshape(unary.shape)

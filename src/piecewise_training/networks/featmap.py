@@ -95,7 +95,7 @@ class FeatMapNet(nn.Module):
         return self.score(self.feature_map(image))
 
     def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
-        """The feature map, whose places are the nodes of the contextual CRF."""
+        """The feature map, on whose places the nodes of the contextual CRF lie."""
         maps = [self._of_scale(image, place) for place in range(len(self.scales))]
         largest = max((m.shape[2:] for m in maps), key=lambda size: size[0] * size[1])
         return torch.cat([_resized(m, largest) for m in maps], 1)
