@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,17 @@ def test_nothing_of_the_crf_is_compiled(function: Callable[..., Tensor]) -> None
     assert all(_operations(graph) <= {"flatten", "getitem"} for graph in counted.graphs)
 
 
+class _Kept(logging.Handler):
+    """Keeps the messages of a log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 def _operations(graph: torch.fx.GraphModule) -> set[str]:
     called = (node.target for node in graph.graph.nodes if node.op.startswith("call"))
     return {name if isinstance(name, str) else name.__name__ for name in called}
@@ -130,7 +142,8 @@ def test_of_a_model_the_network_alone_is_compiled() -> None:
     assert model.context is not None
     for net in model.context.nets:
         nn.init.normal_(net.scores.weight)
-    counted, gradients = Counted(), []
+    counted, gradients, warned = Counted(), [], _Kept()
+    logging.getLogger("torch._dynamo.convert_frame").addHandler(warned)
     compiled = torch.compile(model, backend=counted)
     for height in (24, 27, 41):  # of which Dynamo makes formulas from the second on
         image = torch.randn(1, 3, height, 20)
@@ -144,6 +157,7 @@ def test_of_a_model_the_network_alone_is_compiled() -> None:
         assert all(bool(gradient.any()) for gradient in plain.values())
         for name, gradient in plain.items():
             torch.testing.assert_close(found[name], gradient)
+    assert not warned.messages  # as of too many versions of a function
     assert {"conv2d", "relu"} <= set.union(*map(_operations, counted.graphs))
     assert not {"interpolate", "pad", "matmul"} & set.union(*map(_operations, counted.graphs))
 

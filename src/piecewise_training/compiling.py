@@ -23,10 +23,11 @@ def uncompiled(function: Callable[Arguments, Value]) -> Callable[Arguments, Valu
         1
     """
 
-    @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Value:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
         return function(*args, **kwargs)
 
-    return call
+    # The compiler counts its versions of a function by the code, and warns of many: each has a code of its own.
+    call.__code__ = call.__code__.replace(co_name=f"{function.__module__}.{function.__qualname__}")
+    return functools.update_wrapper(call, function)
