@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+settings.register_profile("untimed", deadline=None)  # an example takes as long as the machine's other work lets it
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

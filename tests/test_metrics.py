@@ -25,7 +25,7 @@ def maps(seed: int, classes: int, shape: tuple[int, ...] = (2, 9, 11)) -> tuple[
     return prediction, truth
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 6))
 def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
     prediction, truth = maps(seed, classes)
@@ -117,7 +117,7 @@ def brute_band(labels: np.ndarray, width: int, void_is_border: bool = False) -> 
     return band
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), width=st.integers(1, 4), classes=st.integers(2, 4), void_is_border=st.booleans())
 def test_band_is_the_brute_force_one(seed: int, width: int, classes: int, void_is_border: bool) -> None:
     _, truth = maps(seed, classes, (1, 8, 10))

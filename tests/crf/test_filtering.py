@@ -32,7 +32,7 @@ def test_normalised_kernel_is_the_literal_one() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(points=st.integers(1, 40), seed=st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_linear_and_blind_to_the_order_of_points(backend: str, points: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     features = 2 * torch.randn(3, points, dtype=torch.float64, generator=g)
@@ -47,7 +47,7 @@ def test_linear_and_blind_to_the_order_of_points(backend: str, points: int, seed
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(points=st.integers(1, 40), spread=st.sampled_from([0.01, 1.0, 20.0]), seed=st.integers(0, 2**31))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_averages_leave_constants_and_symmetric_ones_are_symmetric(
     backend: str, points: int, spread: float, seed: int
 ) -> None:

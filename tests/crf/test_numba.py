@@ -217,7 +217,7 @@ def test_a_call_starts_its_threads_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert started == [2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     dims=st.integers(1, 6),
     points=st.integers(1, 60),
