@@ -92,6 +92,19 @@ def test_with_context(tmp_path: Path, suffix: str) -> None:
     assert export(network, tmp_path / f"net{suffix}", (64, 96)) < 1e-3
 
 
+def test_a_context_of_one_node_has_no_edges(tmp_path: Path) -> None:
+    class WithFeatures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.feature_map, self.score = nn.Conv2d(3, 4, 8, stride=8), nn.Conv2d(4, 3, 1)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.score(self.feature_map(image))
+
+    network = model(unary=WithFeatures(), context={"channels": 4})
+    assert export(network, tmp_path / "net.pt2", (16, 16)) < 1e-5
+
+
 def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"`path` must end in .onnx or .pt2; got net.pth"):
         export(model(), "net.pth")

@@ -119,10 +119,13 @@ class ContextualCRF(nn.Module):
     def edges(self, features: Float[Tensor, "b c h w"]) -> list[Int[Tensor, "2 e"]]:
         """The edges of each relation over a map."""
         height, width = features.shape[2:]
-        return [
-            relation_edges(relation.name, height, width, box=relation.box, samples=relation.samples).to(features.device)
+        found = [
+            relation_edges(relation.name, height, width, box=relation.box, samples=relation.samples)
             for relation in self.relations
         ]
+        # Where there are none, new ones: torch.export cannot write a constant without numbers.
+        none = features.new_zeros((2, 0), dtype=torch.long)
+        return [edges.to(features.device) if edges.shape[1] else none for edges in found]
 
     def weights(self, features: Float[Tensor, "b c h w"]) -> list[Float[Tensor, ""]]:
         """The weight of each relation's potentials over a map."""
@@ -159,17 +162,16 @@ class ContextualCRF(nn.Module):
             )
         scores = _at_least_single(unary.flatten(2).mT)
         numbers = len(scores) * self.num_classes**2
-        relations = zip(self.nets, self.edges(features), self.weights(features), strict=True)
         tell = [
-            (weight, _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual))
-            for net, edges, weight in relations
-            if edges.shape[1]
+            _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
+            for net, edges in zip(self.nets, self.edges(features), strict=True)
         ]
+        weights = self.weights(features)
         log_q = scores.log_softmax(2)
         for _ in range(self.iterations):
             q = log_q.exp()
             told = scores
-            for weight, of_relation in tell:
+            for weight, of_relation in zip(weights, tell, strict=True):
                 told = told + weight * of_relation(q)
             log_q = told.log_softmax(2)
         return log_q.mT.reshape(unary.shape)
