@@ -11,7 +11,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 os.environ["COLUMNS"] = "86"  # of the commands' help
 
-import drawings  # noqa: E402
 import reference  # noqa: E402
 
 from piecewise_training import __version__  # noqa: E402
@@ -37,7 +36,6 @@ napoleon_use_ivar = True
 def setup(app: Any) -> None:
     """Writes the pages that come from the code before Sphinx looks for pages."""
     reference.write(HERE / "reference")
-    drawings.write(HERE / "drawings")
     app.connect("autodoc-skip-member", _is_a_field)
 
 

@@ -1,10 +1,11 @@
-"""The drawn figures of the documentation."""
+"""The drawn figures of the documentation: `python docs/drawings.py` writes them into docs/images."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -13,8 +14,8 @@ INK, BLUE, ORANGE, GREY, PALE = "#22262b", "#1f6feb", "#d9730d", "#9aa4af", "#ee
 
 
 def write(folder: Path) -> None:
-    """Writes all of them into a folder."""
-    folder.mkdir(exist_ok=True)
+    """Writes all of them into a folder, with the same bytes each time."""
+    matplotlib.rcParams["svg.hashsalt"] = "piecewise-training"
     for name, figure in (("potentials", potentials()), ("stages", stages())):
         figure.savefig(folder / f"{name}.svg", transparent=True, metadata={"Date": None})
 
@@ -100,3 +101,7 @@ def _box(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
 
 def _arrow(axis: Axes, x: float, y: float) -> None:
     axis.add_patch(FancyArrowPatch((x, y), (x + 0.42, y), arrowstyle="-|>", mutation_scale=12, color=INK))
+
+
+if __name__ == "__main__":
+    write(Path(__file__).parent / "images")

@@ -26,6 +26,7 @@ from piecewise_training.trainer import PiecewiseTrainer
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = DOCS.parent / "README.md"
+CONFIGS = DOCS.parent / "configs"
 sys.path.insert(0, str(DOCS))
 import reference  # noqa: E402
 
@@ -116,6 +117,7 @@ def commands() -> list[str]:
 def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("{}")  # a configuration that a command names
+    Path("configs").symlink_to(CONFIGS)
     build_parser().parse_args(shlex.split(command, comments=True))
 
 
@@ -138,9 +140,10 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in one folder, which has what they name; the training has one epoch of a small network a stage."""
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(CONFIGS)
     scenes = SyntheticDataset(10, image_size=(64, 80))
-    folders = ("my_data/images", "my_data/labels", "other_data/images", "other_data/labels", "photos", "scores")
-    for folder in folders:
+    data = ("my_data/images", "my_data/labels", "other_data/images", "other_data/labels")
+    for folder in (*data, "photos", "scores", "masks"):
         Path(folder).mkdir(parents=True)
     for place in range(10):
         image, label = scenes.read(place)
@@ -148,6 +151,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             Image.fromarray(image).save(f"{root}/images/{place}.png")
             Image.fromarray(label % 5).save(f"{root}/labels/{place}.png")
     Image.fromarray(image).save("photos/new.png")
+    Image.fromarray(label % 5).save("masks/new.png")
     np.save("scores/new.npy", np.random.default_rng(0).standard_normal((5, 64, 80)).astype(np.float32))
     waiting = [command for command in commands() if command not in ELSEWHERE]
     assert set(ELSEWHERE) < set(commands())
@@ -166,6 +170,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Path(left).is_file()
     assert [*Path("predictions").iterdir()]
     assert [*Path("refined").iterdir()]
+    assert [*Path("mended").iterdir()]
 
 
 def test_commands_of_torchrun_are_found() -> None:
@@ -202,3 +207,16 @@ def test_links_of_names_lead_somewhere() -> None:
     links = {name for page in pages for name in re.findall(r":py:obj:`([\w.]+)`", page)}
     assert links
     assert links <= described
+
+
+def test_relative_links_lead_to_files() -> None:
+    """In the repository as it is checked out, where readers of its pages follow them; the reference is not in it."""
+    links = [
+        (page, link)
+        for page in [README, *DOCS.glob("**/*.md")]
+        if "reference" not in page.parts
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        if "://" not in link and not link.startswith("reference/")
+    ]
+    assert len(links) > 50
+    assert not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
