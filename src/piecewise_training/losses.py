@@ -57,7 +57,7 @@ def node_labels(target: Int[Tensor, "b h w"], size: tuple[int, int]) -> Int[Tens
         >>> node_labels(torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 2]]]), (1, 2))
         tensor([[[0, 2]]])
     """
-    return functional.interpolate(target[:, None].double(), size, mode="nearest-exact")[:, 0].to(target.dtype)
+    return functional.interpolate(target[:, None].float(), size, mode="nearest-exact")[:, 0].to(target.dtype)
 
 
 def edge_nll(

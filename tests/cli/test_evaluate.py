@@ -23,7 +23,9 @@ def completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def complete(trained: dict[str, Any], *arguments: str) -> Any:
         (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": trained, "seed": 7}))
+        (tmp_path / "run" / "config.yaml").write_text(
+            yaml.safe_dump({"data": trained, "model": {}, "training": {}, "seed": 7})
+        )
         parser = build_parser()
         return parser.parse_args(with_data_of_run(parser, ["evaluate", "--model", "run", *arguments])).evaluate
 
@@ -107,6 +109,21 @@ def test_what_stands_in_a_configuration_of_ones_own(completed: Any, tmp_path: Pa
     assert (found.data.val_list, found.data.val_fraction, found.seed) == (None, 0.3, 3)
     found = completed({**OWN, "val_list": "v.txt"}, "--data", json.dumps({"name": "folder", "root": "own"}))
     assert (found.data.val_list, found.data.val_fraction, found.seed) == ("v.txt", 0.1, 7)
+
+
+@pytest.mark.parametrize("content", [{"inference": {"flip": True}}, {"data": {"workers": 3}}])
+def test_a_configuration_that_names_no_data(completed: Any, tmp_path: Path, content: Any) -> None:
+    (tmp_path / "how.yaml").write_text(yaml.safe_dump(content))
+    found = completed({**OWN, "val_list": "v.txt"}, "--config", "how.yaml")
+    assert (found.data.name, found.data.root, found.data.val_list, found.seed) == ("folder", "own", "v.txt", 7)
+    assert found.data.workers == content.get("data", {"workers": 2})["workers"]
+
+
+def test_data_in_a_file_of_their_own(completed: Any, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"name": "camvid", "root": "c"}))
+    (tmp_path / "how.yaml").write_text("data: data.yaml\n")
+    found = completed(OWN, "--config", "how.yaml")
+    assert (found.data.name, found.data.root, found.seed) == ("camvid", "c", 0)
 
 
 def test_other_labels_of_the_runs_images(completed: Any) -> None:

@@ -418,6 +418,24 @@ def test_somebodys_folders_are_left_alone(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "logs" / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("config", ["a: 1", "", "[1, 2]", "fit: {data: {}, model: {}, seed: 0}", "a: [", "\xff"])
+@pytest.mark.parametrize("way", [[], ["--overwrite"], ["--resume"]])
+def test_a_folder_of_another_program_is_left_alone(
+    config: str, way: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"config.yaml": config, "checkpoints/last.ckpt": "theirs", "logs/mine.txt": "mine"}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="latin-1")
+    assert main(["train", *TINY, "--output", str(tmp_path), *way]) == 1
+    said = (
+        "holds no config.yaml of one." if way == ["--resume"] else "holds config.yaml and checkpoints and logs, but no"
+    )
+    assert said in capsys.readouterr().err
+    for name, content in files.items():
+        assert (tmp_path / name).read_text(encoding="latin-1") == content
+
+
 def test_data_without_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data.images", "x", "--output", str(tmp_path / "run")]) == 1
     message = "`data.images` does not belong to data.name synthetic. Give --data.name folder."
@@ -470,6 +488,15 @@ def test_devices(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "stage3")
     assert main(["train", *output, "--resume", "--devices", "2"]) == 0
     assert main(["train", *output, "--resume"]) == 0
+
+
+@pytest.mark.slow
+def test_devices_without_stage_1(run: Path, tmp_path: Path) -> None:
+    """The first process judges the network that is given before any stage has connected the others with it."""
+    given = ["--model.start_from", str(run), "--training.stage1_epochs", "0", "--data.batch_size", "2"]
+    output = ["--output", str(tmp_path / "run"), "--device", "cpu", "--devices", "2"]
+    assert main(["train", *TINY, *given, *output]) == 0
+    assert "unary alone" in (tmp_path / "run" / "metrics_summary.txt").read_text()
 
 
 def test_devices_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

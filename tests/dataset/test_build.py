@@ -135,7 +135,8 @@ def test_named_sets(tmp_path: Path) -> None:
         ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
         ({"name": "voc2012"}, "`data.images` does not belong to data.name voc2012. Give --data.name folder"),
         ({"train_scenes": 5}, "`data.train_scenes` does not belong to .* folder. Give --data.name synthetic"),
-        ({"image_list": "nowhere.txt"}, "`image_list` nowhere.txt does not exist"),
+        ({"image_list": "nowhere.txt"}, "`data.image_list` nowhere.txt does not exist"),
+        ({"val_list": "nowhere.txt"}, "`data.val_list` nowhere.txt does not exist"),
     ],
 )
 def test_faults(make_pairs: Maker, changes: dict[str, Any], message: str) -> None:
@@ -155,7 +156,7 @@ def test_too_few_images(make_pairs: Maker, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 pair cannot be split into training and validation"):
         build_datasets(setup)
     (tmp_path / "val.txt").write_text("a\n")
-    with pytest.raises(DataError, match="no training image is left: `data.val_list` names every one"):
+    with pytest.raises(DataError, match="no training image is left: every one is a validation image"):
         build_datasets(config(make_pairs(("a",), folder="other"), val_list=str(tmp_path / "val.txt")))
     train, _ = build_datasets(config(make_pairs(("a", "b", "c"), folder="third")))
     with pytest.raises(DataError, match="2 training images do not fill a batch of 8. Lower data.batch_size"):
@@ -165,6 +166,35 @@ def test_too_few_images(make_pairs: Maker, tmp_path: Path) -> None:
 def test_a_root_that_is_not_looked_at(make_pairs: Maker, caplog: pytest.LogCaptureFixture) -> None:
     build_datasets(config(make_pairs(NAMES), root="elsewhere"))
     assert "data.root elsewhere is not looked at: data.images and data.labels are given" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["train_scenes", "val_scenes"])
+def test_no_scenes(name: str) -> None:
+    with pytest.raises(DataError, match=f"`data.{name}` must be at least 1; got 0"):
+        build_datasets(DataConfig(**{name: 0}))
+
+
+def test_repeated_images_are_held_out_whole(make_pairs: Maker, tmp_path: Path) -> None:
+    pairs = make_pairs(NAMES)
+    (tmp_path / "train.txt").write_text("\n".join([*NAMES, *NAMES[:5], NAMES[0]]))
+    for seed in range(5):
+        train, val = build_datasets(config(pairs, image_list=str(tmp_path / "train.txt"), val_fraction=0.4), seed)
+        assert not {*train.names} & {*val.names}
+        assert len(val.names) == len({*val.names}) == round(0.4 * len(NAMES))
+        kept = {name: ([*NAMES, *NAMES[:5], NAMES[0]]).count(name) for name in NAMES if name not in val.names}
+        assert {name: train.names.count(name) for name in train.names} == kept
+
+
+def test_validation_images_among_those_of_training_are_not_trained_on(make_pairs: Maker, tmp_path: Path) -> None:
+    images, labels = make_pairs(("a", "b", "c"))
+    (tmp_path / "val.txt").write_text("b\n")
+    (tmp_path / "same").symlink_to(images)
+    places = {"val_images": str(tmp_path / "same"), "val_labels": str(labels), "val_list": str(tmp_path / "val.txt")}
+    train, val = build_datasets(config((images, labels), **places))
+    assert (train.names, val.names) == (["a", "c"], ["b"])
+    apart = make_pairs(("a", "b", "c"), folder="apart")  # of the same names, and other images
+    train, _ = build_datasets(config((images, labels), val_images=str(apart[0]), val_labels=str(apart[1])))
+    assert train.names == ["a", "b", "c"]
 
 
 def test_training_lists_may_repeat_images_and_validation_lists_not(make_pairs: Maker, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
+from piecewise_training.cli.runs import CONFIG, run_config
 from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
@@ -56,7 +57,7 @@ def run(
     from piecewise_training.model import PiecewiseTrainedModel
     from piecewise_training.trainer import best_device
 
-    if (Path(output) / "config.yaml").is_file():
+    if (Path(output) / CONFIG).is_file():
         raise ValueError(f"`output` {output} holds a run, whose own results would be lost. Give a folder of its own.")
     if Path(output).exists() and not Path(output).is_dir():
         raise ValueError(f"`output` {output} is a file. Give a folder.")
@@ -67,7 +68,8 @@ def run(
             f"{', '.join(network.classes.names)}. If the labels are the same classes, give data.num_classes instead."
         )
     held_out = data.val_images or data.val_list or data.val_fraction != _DATA.val_fraction
-    foreign = data.name == "folder" and not held_out and not _is_own(data, _run_config(model).get("data", {}))
+    trained = run_config(_folder_of(model)).get("data", {})
+    foreign = data.name == "folder" and not held_out and not _is_own(data, trained)
     val_set = whole_folder(data) if foreign else build_datasets(data, seed)[1]
     if val_set.num_classes != network.num_classes:
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
@@ -99,16 +101,8 @@ def _images_of(data: Mapping[str, Any]) -> tuple[Any, Path | None]:
     return data.get("name"), Path(place).resolve() if place else None
 
 
-def _config_of(model: str) -> Path:
-    folder = Path(model) if Path(model).is_dir() else Path(model).parent
-    return folder / "config.yaml"
-
-
-def _run_config(model: str) -> dict[str, Any]:
-    """The configuration of the model's run; empty if there is none beside the model, or one of another program."""
-    path = _config_of(model)
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return config if isinstance(config, dict) and isinstance(config.get("data"), dict) and "seed" in config else {}
+def _folder_of(model: str) -> Path:
+    return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
 def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
@@ -117,15 +111,16 @@ def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     Unless they name other data they stand on the whole of the run's. Of the run's own images, however they are named,
     what it held out is what is held out here; of others nothing of that is of use.
     """
+    parsed = _parsed(parser, arguments)
     given = {found[1] for argument in arguments if (found := re.match(r"--(?:data\.)?(\w+)", argument))}
-    named = bool(given & {"name", "data", "config"})
-    model = _parsed(parser, arguments).model
-    run = _run_config(model)
+    given |= _data_options_of(parsed.config)
+    named = bool(given & {"name", "data"})
+    model = parsed.model
+    run = run_config(_folder_of(model))
     if not run:
         if named:
             return list(arguments)
-        folder = _config_of(model).parent
-        parser.error(f"{folder} holds no config.yaml that names the data: give --data.name and the rest")
+        parser.error(f"{_folder_of(model)} holds no {CONFIG} that names the data: give --data.name and the rest")
     trained = run["data"]
     seed = ["--seed", str(run["seed"])]  # which a seed in the arguments replaces
     if named:
@@ -144,6 +139,13 @@ def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
         inherited = {key: value for key, value in inherited.items() if key not in {*_HELD_OUT, "image_list"}}
         completed = _before(arguments, ["--data", json.dumps(inherited), *seed])
     return completed
+
+
+def _data_options_of(configurations: Sequence[Any] | None) -> set[str]:
+    """What the files of --config, which the parser has read, say of the data; "data" for a file of their own."""
+    contents = [yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) for path in configurations or () if path]
+    said = [content["data"] for content in contents if "data" in content]
+    return {name for data in said for name in (data if isinstance(data, dict) else ("data",))}
 
 
 def _parsed(parser: ArgumentParser, arguments: Sequence[str]) -> Any:

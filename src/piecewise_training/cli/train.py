@@ -17,13 +17,13 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
+from piecewise_training.cli.runs import CONFIG, run_config
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
 
 logger = logging.getLogger(__name__)
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
-_CONFIG = "config.yaml"
 _FOLDERS = ("checkpoints", "logs", "report_pictures")
 _DATA, _MODEL, _TRAINING = DataConfig(), ModelConfig(), TrainConfig()
 
@@ -124,6 +124,7 @@ def _run(
         seed=seed,
         progress=group.first,
     )
+    group.join(trainer.device)
     loaders = {"augmented": train_loader, "whole": crf_loader, "cropped": joint_loader}
     batches = {images: loader(train_set, data, seed) for images, loader in loaders.items()}
     val_batches = val_loader(val_set, data)
@@ -173,8 +174,8 @@ def with_defaults(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]
     """Puts before the arguments of a train command what they build on: the run to resume, or the recipe for scenes."""
     shown = [argument for argument in arguments if not argument.startswith("--print_config")]
     given = parser.parse_args(shown).train
-    if given.resume and (Path(given.output) / _CONFIG).is_file():
-        base = Path(given.output) / _CONFIG
+    if given.resume and run_config(Path(given.output)):
+        base = Path(given.output) / CONFIG
     elif given.data.name == "synthetic":
         base = _RECIPE
     else:
@@ -188,7 +189,7 @@ def _train_together(resolved: dict[str, Any], devices: int, *, resume: bool, ove
     from piecewise_training import processes
 
     with tempfile.TemporaryDirectory() as scratch:
-        config = Path(scratch) / _CONFIG
+        config = Path(scratch) / CONFIG
         config.write_text(yaml.safe_dump(resolved))
         switches = [f"--{name}" for name, on in (("resume", resume), ("overwrite", overwrite)) if on]
         traceback = ["--traceback"] if "--traceback" in sys.argv else []
@@ -224,30 +225,32 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Refuses to lose another run or somebody's files, or to resume a run with another configuration."""
-    path = folder / _CONFIG
+    run = run_config(folder)
     if resume and overwrite:
         raise ValueError("`resume` goes on with a run and `overwrite` replaces it: give one of them.")
     if resume:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {_CONFIG}.")
-        earlier, now = map(_decisive, (yaml.safe_load(path.read_text()) or {}, resolved))
+        if not run:
+            raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {CONFIG} of one.")
+        earlier, now = map(_decisive, (run, resolved))
         changed = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
         if changed:
             differs = "differ" if changed[1:] else "differs"
-            raise ValueError(f"`resume` goes on with the run of {path}, but {' and '.join(changed)} {differs} from it.")
+            raise ValueError(
+                f"`resume` goes on with the run of {folder / CONFIG}, but {' and '.join(changed)} {differs} from it."
+            )
         return
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output` {folder} is a file. Give a folder.")
     start = resolved["model"]["start_from"]
     if start and _is_replaced(Path(start).resolve(), folder.resolve()):
         raise ValueError(f"`model.start_from` {start} lies in `output` {folder}, where it would be replaced.")
-    if path.is_file():
+    if run:
         if not overwrite and _holds_work(folder):
             raise ValueError(
                 f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
                 "or another --output."
             )
-    elif taken := [name for name in _FOLDERS if (folder / name).exists()]:
+    elif taken := [name for name in (CONFIG, *_FOLDERS) if (folder / name).exists()]:
         raise ValueError(f"`output` {folder} holds {' and '.join(taken)}, but no run. Give a folder of its own.")
 
 
@@ -282,10 +285,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _start_output(folder: Path, resolved: dict[str, Any], files: Iterable[str]) -> None:
     """Makes the folder this run's: nothing of an earlier one may be resumed or taken for it."""
-    if (folder / _CONFIG).is_file():
+    if run_config(folder):
         for name in _FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in files:
             (folder / name).unlink(missing_ok=True)
-    with atomic_write(folder / _CONFIG) as temporary:
+    with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))

@@ -50,7 +50,7 @@ def whole_folder(config: DataConfig) -> SegmentationDataset:
     """
     _refuse_unused(config)
     classes = _folder_classes(config)
-    names = None if config.image_list is None else read_names(config.image_list)
+    names = _training_names(config)
     pairs = pair_by_stem(*_images_and_labels(config), names)
     return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
 
@@ -127,6 +127,9 @@ def _refuse_unused(config: DataConfig) -> None:
 
 
 def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+    for name in ("train_scenes", "val_scenes"):
+        if getattr(config, name) < 1:
+            raise DataError(f"`data.{name}` must be at least 1; got {getattr(config, name)}.")
     size = config.image_size or _SYNTHETIC_SIZE
     return SyntheticDataset(config.train_scenes, size, 2 * seed), SyntheticDataset(
         config.val_scenes, size, 2 * seed + 1
@@ -136,21 +139,22 @@ def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
 def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
     classes = _folder_classes(config)
     images, labels = _images_and_labels(config)
-    names = None if config.image_list is None else read_names(config.image_list)
+    names = _training_names(config)
     if config.val_images and config.val_labels:
-        train = pair_by_stem(images, labels, names)
         val_names = None if config.val_list is None else _read_once(config.val_list)
         val = pair_by_stem(Path(config.val_images), Path(config.val_labels), val_names)
+        held_out = {pair.image.resolve() for pair in val}  # which may lie in the folder of the training images
+        train = [pair for pair in pair_by_stem(images, labels, names) if pair.image.resolve() not in held_out]
     elif config.val_images or config.val_labels:
         raise DataError("`data.val_images` and `data.val_labels` must be given together.")
     elif config.val_list:
         val = pair_by_stem(images, labels, _read_once(config.val_list))
-        held_out = {pair.name for pair in val}
-        train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in held_out]
+        chosen = {pair.name for pair in val}
+        train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in chosen]
     else:
         train, val = _split(pair_by_stem(images, labels, names), config.val_fraction, seed)
     if not train:
-        raise DataError("no training image is left: `data.val_list` names every one.")
+        raise DataError("no training image is left: every one is a validation image.")
     size = config.image_size
     return (
         SegmentationDataset.from_pairs(train, size, classes=classes),
@@ -158,9 +162,13 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
     )
 
 
+def _training_names(config: DataConfig) -> list[str] | None:
+    return None if config.image_list is None else read_names(config.image_list, "data.image_list")
+
+
 def _read_once(val_list: str) -> list[str]:
     """The names of validation images, each of which counts once; training lists may repeat theirs."""
-    names = read_names(val_list)
+    names = read_names(val_list, "data.val_list")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise DataError(f"`data.val_list` {val_list} names {name!r} {count} times, and would count it as often.")
@@ -189,13 +197,17 @@ def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
 
 
 def _split(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """A share of the images for validation, each once, and all entries of the others for training."""
     if not 0 < fraction < 1:
         raise DataError(f"`data.val_fraction` must be between 0 and 1; got {fraction}.")
-    if len(pairs) < 2:
-        raise DataError(f"{len(pairs)} pair cannot be split into training and validation; give data.val_images.")
-    held_out = min(len(pairs) - 1, max(1, round(fraction * len(pairs))))
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [pairs[i] for i in sorted(order[held_out:])], [pairs[i] for i in sorted(order[:held_out])]
+    once = list(dict.fromkeys(pairs))
+    if len(once) < 2:
+        raise DataError(f"{len(once)} pair cannot be split into training and validation; give data.val_images.")
+    held_out = min(len(once) - 1, max(1, round(fraction * len(once))))
+    order = torch.randperm(len(once), generator=torch.Generator().manual_seed(seed)).tolist()
+    val = [once[i] for i in sorted(order[:held_out])]
+    chosen = set(val)
+    return [pair for pair in pairs if pair not in chosen], val
 
 
 def _rooted(config: DataConfig) -> str:

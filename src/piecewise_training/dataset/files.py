@@ -78,8 +78,12 @@ def partners(paths: Iterable[Path], folder: Path, ending: str = "") -> list[Path
     return [partner for partner in found if partner is not None]
 
 
-def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
+def read_names(image_list: str | Path | Sequence[str], called: str = "image_list") -> list[str]:
     """The names in a list: a file with one a line, or a sequence; suffixes of image files are dropped.
+
+    Args:
+        image_list: the list.
+        called: what errors call it.
 
     Raises:
         DataError: the file does not exist or is not in UTF-8, or the list is empty.
@@ -87,16 +91,16 @@ def read_names(image_list: str | Path | Sequence[str]) -> list[str]:
     if isinstance(image_list, str | Path):
         path = Path(image_list)
         if not path.is_file():
-            raise DataError(f"`image_list` {path} does not exist. It must be a text file with one image name a line.")
+            raise DataError(f"`{called}` {path} does not exist. It must be a text file with one image name a line.")
         try:
             lines: Iterable[str] = path.read_text(encoding="utf-8-sig").split("\n")  # Windows puts a mark before it
         except UnicodeDecodeError as error:
-            raise DataError(f"`image_list` {path} is no text in UTF-8 ({error}). Save it as such.") from error
+            raise DataError(f"`{called}` {path} is no text in UTF-8 ({error}). Save it as such.") from error
     else:
         lines = image_list
     names = [_without_suffix(line.strip()) for line in lines if line.strip()]
     if not names:
-        raise DataError(f"`image_list` {image_list} names no image.")
+        raise DataError(f"`{called}` {image_list} names no image.")
     return names
 
 

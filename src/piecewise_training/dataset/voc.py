@@ -47,7 +47,7 @@ def voc2012_dataset(
     labels = folder / (_AUGMENTED_LABELS if split == AUGMENTED else "SegmentationClass")
     if split == AUGMENTED and not (labels.is_dir() and listing.is_file()):
         raise DataError(f"{folder} has no {labels.name} or {listing.name}. Run `piecewise data download sbd` first.")
-    pairs = pair_by_stem(folder / "JPEGImages", labels, read_names(listing))
+    pairs = pair_by_stem(folder / "JPEGImages", labels, read_names(listing, "split"))
     return SegmentationDataset.from_pairs(pairs, image_size, transform, classes=classes)
 
 
