@@ -63,6 +63,15 @@ def test_what_is_known_of_the_same_weights_is_not_measured_again(model: Piecewis
     assert judge.before(crf_stage(1), tmp_path, measure, False) == 0.5
 
 
+def test_what_is_known_holds_on_the_same_images(model: PiecewiseTrainedModel, tmp_path: Path) -> None:
+    judge, images, others = Judge(model, True), object(), object()
+    for stage in (crf_stage(1), unary_stage(1)):
+        judge.before(stage, tmp_path, Measuring(0.5), False, images)
+        judge.after(stage, tmp_path, None, 0.75)
+        assert judge.before(stage, tmp_path, Measuring(0.5), False, images) == 0.75
+        assert judge.before(stage, tmp_path, Measuring(0.25), False, others) == (0.25 if stage.trains_crf else None)
+
+
 @pytest.mark.parametrize("writes", [True, False])
 def test_only_what_is_worse_is_undone(model: PiecewiseTrainedModel, tmp_path: Path, writes: bool) -> None:
     judge = Judge(model, writes)

@@ -20,11 +20,18 @@ from piecewise_training import processes
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer
 
+class Partly(nn.Conv2d):
+    # A part of it gets no gradient, as the unused branches of some backbones.
+    def __init__(self):
+        super().__init__(3, 3, 3, padding=1)
+        self.unused = nn.Linear(2, 2)
+
+
 group = processes.current()
 g = torch.Generator().manual_seed(0)
 images, labels = torch.randn(8, 3, 12, 14, generator=g), torch.randint(0, 3, (8, 12, 14), generator=g)
 torch.manual_seed(0)
-model = PiecewiseTrainedModel(3, 3, unary=nn.Conv2d(3, 3, 3, padding=1))
+model = PiecewiseTrainedModel(3, 3, unary=Partly())
 trainer = PiecewiseTrainer(model, "cpu", 3, 0.1, progress=False)
 batches = DataLoader(TensorDataset(images, labels), 8 // group.size)
 held_out = DataLoader(TensorDataset(images[:5], labels[:5]), 1)  # an odd number: shares differ in size

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import PiecewiseTrainer, crf_stage, unary_stage
 from piecewise_training.trainer.counting import count_classes
 from piecewise_training.trainer.judge import Judge
+from piecewise_training.trainer.module import StageModule
 
 QUANTITIES = {"train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes"}
 
@@ -287,6 +289,47 @@ def test_resume_skips_what_is_finished(tmp_path: Path) -> None:
         fresh.run_stage(unary_stage(3), loader(), None, resume=True)
 
 
+def test_a_run_begun_anew_leaves_nothing_of_later_stages_to_resume(tmp_path: Path) -> None:
+    val = loader(seed=1)
+    trainer(output_dir=tmp_path).train_piecewise(loader(), 1, 1, 1, val)
+    broken = TensorDataset(torch.zeros(8, 3, 16, 20), torch.full((8, 16, 20), 7))
+    with pytest.raises(
+        ValueError, match="`target` must hold classes 0 to 2"
+    ):
+        trainer(output_dir=tmp_path).train_piecewise(DataLoader(broken, 4), 1, 1, 1, val)
+    assert not [*(tmp_path / "checkpoints").glob("*/history.json")]
+    again = trainer(output_dir=tmp_path)
+    before = snapshot(again.model.unary)
+    again.train_piecewise(loader(), 1, 1, 0, val, resume=True)
+    assert moved(again.model.unary, before)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "step"])
+def test_rates_go_on_by_epochs_where_a_resumed_one_has_other_steps(tmp_path: Path, schedule: Any) -> None:
+    """As where a run goes on in another number of processes, each of which has a share of the batches."""
+    optim = OptimConfig(learning_rate=0.01, schedule=schedule, step_epochs=2)
+    images = loader(32).dataset
+
+    class Killed(CountsEpochs):
+        def __iter__(self) -> Any:
+            if self.epochs == 2:
+                raise RuntimeError("killed")
+            return super().__iter__()
+
+    for name, batch_size in (("finer", 2), ("coarser", 16)):
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer(output_dir=tmp_path / name, config=TrainConfig(optim=optim)).run_stage(
+                unary_stage(4), Killed(images, 8)
+            )
+        again = trainer(output_dir=tmp_path / name, config=TrainConfig(optim=optim))
+        history = again.run_stage(unary_stage(4), DataLoader(images, batch_size), resume=True)
+        steps = 32 // batch_size  # the rate is that of an epoch's last step, after it
+        whole = trainer(config=TrainConfig(optim=optim)).run_stage(unary_stage(4), DataLoader(images, batch_size))
+        assert len(whole["lr"]) == 4
+        assert steps in (16, 2)
+        assert history["lr"][2:] == pytest.approx(whole["lr"][2:])
+
+
 def test_logs_and_history_on_disk(tmp_path: Path) -> None:
     t = trainer(output_dir=tmp_path)
     history = t.run_stage(crf_stage(1), loader(), loader(seed=1))
@@ -527,3 +570,25 @@ def test_training_ends_where_gradients_stay_broken() -> None:
     with pytest.raises(FloatingPointError, match=r"stage1, step 12: the gradient of .* Lower `learning_rate`"):
         trainer(spoilt).train_unary(loader(), 20)
     assert all(bool(value.isfinite().all()) for value in spoilt.state_dict().values())
+
+
+def test_half_precision_has_its_scaler_come_down_before_training_ends() -> None:
+    """Its scaler leaves steps out by itself: 16 of them halve its scale to 1, and what goes on is another fault."""
+    module = StageModule(PiecewiseTrainedModel(3, 3, unary=Small()), unary_stage(1), TrainConfig())
+    module._trainer = SimpleNamespace(precision="16-mixed", global_step=4)  # type: ignore[assignment]
+    optimizer = torch.optim.SGD(module.parameters())
+
+    def step(gradient: float) -> None:
+        for parameter in module.model.unary.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        module.on_before_optimizer_step(optimizer)
+
+    for _ in range(2):
+        for _ in range(25):
+            step(float("inf"))
+            assert all(parameter.grad is not None for parameter in module.model.unary.parameters())
+        step(1.0)
+    for _ in range(25):
+        step(float("nan"))
+    with pytest.raises(FloatingPointError, match="stage1, step 5: the gradient of .* for the 26th step in a row"):
+        step(float("nan"))

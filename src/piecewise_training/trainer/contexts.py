@@ -51,6 +51,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # most networks have none
             yield
     finally:
         chatter.setLevel(level)

@@ -31,14 +31,17 @@ class Judge:
         self._model = model
         self._writes = writes
         self._known: tuple[str, float, dict[str, Tensor]] | None = None  # what judged them, their mIoU, and they
+        self._images: object = None  # on which they were judged
 
     @property
     def miou(self) -> float | None:
         """The validation mIoU of the weights that the last stage has left; None where it is not known."""
         return None if self._known is None else self._known[1]
 
-    def before(self, stage: Stage, folder: Path, measure: Callable[[], float] | None, resume: bool) -> float | None:
-        """The validation mIoU of the weights that a stage begins with; that under a CRF is measured if need be.
+    def before(
+        self, stage: Stage, folder: Path, measure: Callable[[], float] | None, resume: bool, images: object = None
+    ) -> float | None:
+        """The validation mIoU of the weights that a stage begins with; under a CRF of either kind measured if need be.
 
         That of the network alone is not: it mostly begins with random weights.
 
@@ -47,9 +50,13 @@ class Judge:
             folder: of the stage, where what was measured is kept.
             measure: gives the mIoU; None without a validation set.
             resume: whether an earlier run may have measured it.
+            images: the validation set: what is known of weights holds on this one.
         """
+        if images is not self._images:
+            self.forget()
+        self._images = images
         known = self._of_earlier_stage(stage)
-        if known is not None or measure is None or stage.judged_by != "crf":
+        if known is not None or measure is None or stage.judged_by == "unary":
             return known
         begun = folder / "begun.json"
         if resume and begun.is_file():

@@ -23,6 +23,7 @@ from piecewise_training.trainer.stages import Stage
 logger = logging.getLogger(__name__)
 
 MOST_LEFT_OUT = 10  # steps in a row
+_HALVINGS = 16  # that bring the scaler of half precision from its first 2 ** 16 down to 1
 
 
 class StageModule(lightning.LightningModule):
@@ -84,11 +85,10 @@ class StageModule(lightning.LightningModule):
         """Leaves out a step whose gradient is not finite: one would spoil its weights for good.
 
         Raises:
-            FloatingPointError: so were those of the last ten steps.
+            FloatingPointError: so were those of the last ten steps; in half precision of sixteen more, in which the
+                scaler comes down from where it begins.
         """
         del optimizer
-        if self.trainer.precision == "16-mixed":
-            return  # the scaler of half precision does this, often
         gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
             self._left_out = 0
@@ -97,11 +97,14 @@ class StageModule(lightning.LightningModule):
         wrong = [name for name, gradient in gradients.items() if not bool(gradient.norm().isfinite())]
         what = f"the gradient of {wrong[0]} and {len(wrong) - 1} others" if wrong else "the gradient"
         place = f"{self.stage.name}, step {self.trainer.global_step + 1}"
-        if self._left_out >= MOST_LEFT_OUT:
+        scaled = self.trainer.precision == "16-mixed"
+        if self._left_out >= MOST_LEFT_OUT + (_HALVINGS if scaled else 0):
             raise FloatingPointError(
-                f"{place}: {what} is not finite, for the {MOST_LEFT_OUT}th step in a row. Training cannot go on. "
+                f"{place}: {what} is not finite, for the {self._left_out}th step in a row. Training cannot go on. "
                 "Lower `learning_rate`, or set `clip`; with `precision` 32 there is less room for it."
             )
+        if scaled:
+            return  # the scaler leaves the step out, as it often does, and lowers its scale
         logger.warning("%s: %s is not finite; the step is left out", place, what)
         for p in self.parameters():
             p.grad = None
@@ -134,10 +137,24 @@ class StageModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The stage's optimizer and schedule."""
         optimizer = build_optimizer(self.model, self.stage, self.config.optim)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = rate_schedule(self.config.optim, steps, max(1, steps // max(1, self.stage.epochs)))
+        schedule = rate_schedule(self.config.optim, self._steps_an_epoch * self.stage.epochs, self._steps_an_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Goes on from the epoch that is resumed: of other processes it may have another number of steps."""
+        if not self.trainer.current_epoch:
+            return
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.last_epoch = self.trainer.current_epoch * self._steps_an_epoch
+        rates = [r * f(scheduler.last_epoch) for r, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @property
+    def _steps_an_epoch(self) -> int:
+        return max(1, int(self.trainer.estimated_stepping_batches) // self.stage.epochs)
 
     def _forward(self, image: Tensor) -> tuple[Nodes, Tensor, Tensor | None]:
         nodes = self.model.score_nodes(image)

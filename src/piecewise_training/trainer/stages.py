@@ -9,6 +9,8 @@ from piecewise_training.config import TrainConfig
 
 Images = Literal["augmented", "whole", "cropped"]
 
+NAMES = ("stage1", "stage2_context", "stage2", "stage3")
+
 
 @dataclass(frozen=True)
 class Stage:

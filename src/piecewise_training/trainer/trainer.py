@@ -216,7 +216,8 @@ class PiecewiseTrainer:
                 shutil.rmtree(folder, ignore_errors=True)  # what an earlier run left must not pass for this one's
             self.group.wait()
             measure = None if val_loader is None else partial(self._measure, stage, val_loader)
-            start = self._judge.before(stage, folder, measure, resume)
+            images = None if val_loader is None else val_loader.dataset
+            start = self._judge.before(stage, folder, measure, resume, images)
             if resume and finished.is_file():
                 history: StageHistory = json.loads(finished.read_text())
                 epochs = len(history["seconds"])
@@ -254,6 +255,9 @@ class PiecewiseTrainer:
         plan = stages.plan(config, self.model.context is not None)
         for stage in plan:  # all of them before the first is trained
             self._check(stage, val_loader, resume)
+        if not resume and self.output_dir is not None and self.group.first:
+            for name in stages.NAMES:  # a later stage of an earlier run must not pass for this one's either
+                shutil.rmtree(self.output_dir / "checkpoints" / name, ignore_errors=True)
         history = {}
         for stage in plan:
             suited = loaders[stage.images] or loaders["augmented"]
@@ -330,9 +334,11 @@ class PiecewiseTrainer:
 
     def _devices(self) -> dict[str, Any]:
         group = self.group
-        if group.size > 1:
-            return {"strategy": "ddp", "devices": group.local_size, "num_nodes": group.size // group.local_size}
-        return {"devices": [self.device.index or 0] if self.device.type == "cuda" else 1}
+        if group.size == 1:
+            return {"devices": [self.device.index or 0] if self.device.type == "cuda" else 1}
+        # Some backbones have branches that give no score, and get no gradient.
+        strategy = "ddp_find_unused_parameters_true"
+        return {"strategy": strategy, "devices": group.local_size, "num_nodes": group.size // group.local_size}
 
     def _loggers(self, stage: Stage) -> list[Logger]:
         if self.output_dir is None:
