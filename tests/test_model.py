@@ -388,12 +388,28 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.context.configuration() == named.context.configuration()
 
 
-def test_a_context_of_before_strides_is_what_it_was(tmp_path: Path) -> None:
+def test_what_was_set_of_a_context_is_saved(tmp_path: Path) -> None:
+    model = contextual_model()
+    assert model.context is not None
+    model.context.iterations = 6
+    model.save(tmp_path / "six.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "six.safetensors", unary=WithFeatures())
+    assert loaded.context is not None
+    assert loaded.context.iterations == 6
+    model.context = None
+    model.save(tmp_path / "none.safetensors")
+    assert PiecewiseTrainedModel.load(tmp_path / "none.safetensors", unary=WithFeatures()).context is None
+
+
+def test_a_context_of_before_strides_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its relations had the weight of one each, and its nodes were the feature map's places."""
     model, image = contextual_model(stride=1), torch.randn(1, 3, 40, 48)
     path = tmp_path / "old.safetensors"
-    model.configuration["context"].pop("stride")
-    model.save(path)
+    options = model.configuration["context"]
+    options.pop("stride")
+    with monkeypatch.context() as patch:
+        patch.setattr(ContextualCRF, "configuration", lambda self: options)
+        model.save(path)
     loaded = PiecewiseTrainedModel.load(path, unary=WithFeatures())
     assert model.context is not None
     assert loaded.context is not None

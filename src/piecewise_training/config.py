@@ -153,7 +153,8 @@ class ModelConfig:
         context: Adds a contextual CRF on the network's feature map.
         pretrained: ImageNet weights: true (fetch or fail), false (random), null (try to fetch) or a local file.
         start_from: A trained model to begin with, a run's folder or a file of weights, instead of ImageNet weights.
-            What does not fit, as the layers for another number of classes, begins anew.
+            What does not fit, as the layers for another number of classes, begins anew; so does a dense CRF that is
+            configured otherwise.
         output_stride: Resolution of a timm backbone's deepest feature map: 8, 16 or 32.
         crf_iterations: Mean-field updates in evaluation.
         crf_train_iterations: Mean-field updates in training.

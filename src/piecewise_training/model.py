@@ -253,8 +253,9 @@ class PiecewiseTrainedModel(nn.Module):
             safetensors.torch.save_file(state, temporary, header)
 
     def _present_configuration(self) -> dict[str, Any]:
-        """The configuration, with what may have been set since: the CRF's numbers of updates, or that there is none."""
+        """The configuration, with what may have been set since: the CRFs' numbers of updates, or that there is none."""
         present = {**self.configuration, "use_crf": self.crf is not None}
+        present["context"] = None if self.context is None else _plain(self.context.configuration())
         if self.crf is None:
             return present
         present |= _plain({"crf_iterations": self.crf.num_iterations})
@@ -299,11 +300,7 @@ class PiecewiseTrainedModel(nn.Module):
             raise FileNotFoundError(
                 f"there is no model {path}: name the folder of a run, or a file that `save` has written."
             )
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error}).") from error
+        header = _header(path)
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} holds weights but no model's configuration; it was not written by save.")
         configuration = json.loads(header["model"])
@@ -330,6 +327,27 @@ class PiecewiseTrainedModel(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()
+
+
+def read_configuration(path: str | Path) -> dict[str, Any]:
+    """How the model in a file that `PiecewiseTrainedModel.save` has written is built; {} for weights alone.
+
+    Raises:
+        ValueError: the file ends in .safetensors and is none.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    header = _header(Path(path))
+    found: dict[str, Any] = json.loads(header["model"]) if header.get("format") == _FORMAT else {}
+    return found
+
+
+def _header(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}).") from error
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from piecewise_training.cli import build_parser
-from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, save_model
+from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes
 from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
 from piecewise_training.dataset import Classes
 from piecewise_training.model import PiecewiseTrainedModel
@@ -48,23 +48,14 @@ def test_crf_of_any_kernels(tmp_path: Path) -> None:
     assert torch.equal(loaded(image)[1], model(image)[1])
 
 
-def test_begins_with_a_trained_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """From the folder of a run or a file, also for other classes; without ImageNet weights, which cannot be had."""
-    trained = build_model(ModelConfig(**SMALL), Classes.numbered(3), seed=1)
-    assert trained.crf is not None
-    nn.init.normal_(trained.crf.bilateral_compatibility)
-    save_model(trained, tmp_path)
-    options = SMALL | {"pretrained": True}
-    for source in (tmp_path, tmp_path / "piecewise_model_final.pth"):
-        model = build_model(ModelConfig(**options, start_from=str(source)), Classes.numbered(3), seed=0)
-        assert all(torch.equal(*pair) for pair in zip(model.parameters(), trained.parameters(), strict=True))
-    caplog.clear()
-    build_model(ModelConfig(**options, start_from=str(tmp_path)), Classes.numbered(4), seed=0)
-    assert "anew: unary.decoder.score.weight, unary.decoder.score.bias, crf.pos_compatibility" in caplog.text
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere: `start_from` must be the folder of a finished run or a file"
-    ):
-        build_model(ModelConfig(**options, start_from=str(tmp_path / "nowhere")), Classes.numbered(3), seed=0)
+@pytest.mark.parametrize(
+    ("options", "owner"),
+    [({"unary": "fcn8s_vgg16"}, "fcn8s_vgg16"), ({"unary": "resnet18", "featmap": FeatMapConfig()}, "a FeatMap-Net")],
+)
+def test_a_stride_that_would_not_be_used(options: dict[str, Any], owner: str) -> None:
+    config = ModelConfig(pretrained=False, output_stride=8, **options)
+    with pytest.raises(ValueError, match=f"`model.output_stride` is for timm backbones without featmap; {owner} has"):
+        build_model(config, Classes.numbered(3), seed=0)
 
 
 def test_a_crf_that_harms_is_told() -> None:

@@ -293,9 +293,7 @@ def test_a_run_begun_anew_leaves_nothing_of_later_stages_to_resume(tmp_path: Pat
     val = loader(seed=1)
     trainer(output_dir=tmp_path).train_piecewise(loader(), 1, 1, 1, val)
     broken = TensorDataset(torch.zeros(8, 3, 16, 20), torch.full((8, 16, 20), 7))
-    with pytest.raises(
-        ValueError, match="`target` must hold classes 0 to 2"
-    ):
+    with pytest.raises(ValueError, match="`target` must hold classes 0 to 2"):
         trainer(output_dir=tmp_path).train_piecewise(DataLoader(broken, 4), 1, 1, 1, val)
     assert not [*(tmp_path / "checkpoints").glob("*/history.json")]
     again = trainer(output_dir=tmp_path)

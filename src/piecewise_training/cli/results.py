@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from piecewise_training.cli import machine
+from piecewise_training.cli.start import begin_with
 from piecewise_training.config import ContextConfig, InferenceConfig, ModelConfig
 from piecewise_training.dataset import AnyDataset, Classes
 from piecewise_training.inference import Result, evaluate, predict
 from piecewise_training.model import PiecewiseTrainedModel
-from piecewise_training.networks import Relation
-from piecewise_training.networks.weights import read_state_dict, transfer
+from piecewise_training.networks import VGG_NETWORKS, Relation
 from piecewise_training.report import RECORD_FILE, Parameter, RunRecord, write_gallery, write_page
 from piecewise_training.trainer import PiecewiseTrainer
 from piecewise_training.visualization import REPORT_FILES, Sample, summary_rows, write_report
@@ -41,7 +41,16 @@ _ON_SCREEN = {
 
 
 def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTrainedModel:
-    """The model of a configuration, with the same random weights for the same seed."""
+    """The model of a configuration, with the same random weights for the same seed.
+
+    Raises:
+        ValueError: an option does not belong to the network.
+    """
+    if config.output_stride != ModelConfig.output_stride and (config.featmap or config.unary in VGG_NETWORKS):
+        owner = "a FeatMap-Net" if config.featmap else config.unary
+        raise ValueError(
+            f"`model.output_stride` is for timm backbones without featmap; {owner} has its own stride. Leave it out."
+        )
     lightning.seed_everything(seed, verbose=False)
     usual = ("pos_xy_std", "pos_w", "bilateral_xy_std", "bilateral_rgb_std", "bilateral_w")
     options = ("compatibility", "learn_bandwidths", "temperature", "class_bias", "spatial")
@@ -62,8 +71,7 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
     )
     if config.start_from:
         trained = Path(config.start_from)
-        file = trained / MODEL_FILES[1] if trained.is_dir() else trained
-        transfer(model, read_state_dict(file, "`start_from` must be the folder of a finished run or a file"), str(file))
+        begin_with(model, trained / MODEL_FILES[1] if trained.is_dir() else trained)
     return model
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "read_state_dict",
 ]
 
+VGG_NETWORKS = ("largefov_vgg16", "fcn8s_vgg16")
+
 
 def build_unary(
     name: str,
@@ -53,7 +55,7 @@ def build_unary(
         'LargeFOV'
     """
     if featmap is not None:
-        if name in ("largefov_vgg16", "fcn8s_vgg16"):
+        if name in VGG_NETWORKS:
             raise ValueError(f"`featmap` builds on a trunk: `unary` must be vgg16 or a timm backbone; got {name!r}.")
         network: nn.Module = FeatMapNet(name, num_classes, pretrained=pretrained, **featmap)
     elif name == "largefov_vgg16":
