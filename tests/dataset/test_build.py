@@ -189,9 +189,10 @@ def test_validation_images_among_those_of_training_are_not_trained_on(make_pairs
     images, labels = make_pairs(("a", "b", "c"))
     (tmp_path / "val.txt").write_text("b\n")
     (tmp_path / "same").symlink_to(images)
-    places = {"val_images": str(tmp_path / "same"), "val_labels": str(labels), "val_list": str(tmp_path / "val.txt")}
-    train, val = build_datasets(config((images, labels), **places))
-    assert (train.names, val.names) == (["a", "c"], ["b"])
+    for trained, judged in ((images, tmp_path / "same"), (tmp_path / "same", images)):
+        places = {"val_images": str(judged), "val_labels": str(labels), "val_list": str(tmp_path / "val.txt")}
+        train, val = build_datasets(config((trained, labels), **places))
+        assert (train.names, val.names) == (["a", "c"], ["b"])
     apart = make_pairs(("a", "b", "c"), folder="apart")  # of the same names, and other images
     train, _ = build_datasets(config((images, labels), val_images=str(apart[0]), val_labels=str(apart[1])))
     assert train.names == ["a", "b", "c"]
