@@ -126,6 +126,15 @@ def test_a_network_that_cannot_be_written_down(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_that_does_not_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any, **__: Any) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(torch.export, "export", silent)
+    with pytest.raises(RuntimeError, match="torch.export cannot write this network down: ArithmeticError"):
+        export(model(), tmp_path / "net.pt2")
+
+
 def test_a_file_that_does_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(program: Any, path: Path, classes: str) -> Any:
         path.write_text("wrong")

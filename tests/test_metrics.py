@@ -213,8 +213,23 @@ def test_numpys_integers_are_pixels() -> None:
     assert scores[0] == scores[1]
 
 
+def test_many_classes_take_no_more_memory_where_everything_is_deterministic() -> None:
+    """torchmetrics would need 47 GB here."""
+    labels = torch.randint(0, 150, (1, 512, 512), generator=torch.Generator().manual_seed(0))
+    metrics = SegmentationMetrics(150)
+    torch.use_deterministic_algorithms(True)
+    try:
+        metrics.update(labels, labels)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(metrics.confusion.diag(), labels.flatten().bincount(minlength=150))
+    assert int(metrics.confusion.sum()) == 512 * 512
+
+
 @pytest.mark.parametrize("kind", [SegmentationMetrics, BorderMetrics])
 def test_void_is_no_class(kind: Any) -> None:
+    with pytest.raises(ValueError, match="`ignore_index` 0 is one of the 3 classes, which would not be counted"):
+        kind(3, ignore_index=0)
     with pytest.raises(ValueError, match="`ignore_index` 255 is one of the 300 classes, which would not be counted"):
         kind(300)
     metrics = kind(300, ignore_index=-1)

@@ -388,6 +388,13 @@ def test_context_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.context.configuration() == named.context.configuration()
 
 
+@pytest.mark.parametrize("pretrained", [True, "weights.pth"])
+def test_weights_for_a_network_of_ones_own_are_not_left_out_in_silence(pretrained: Any) -> None:
+    with pytest.raises(ValueError, match="`pretrained` is for a network by name; load the weights of a module of your"):
+        PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1), pretrained=pretrained)
+    PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1), pretrained=False)
+
+
 def test_what_was_set_of_a_context_is_saved(tmp_path: Path) -> None:
     model = contextual_model()
     assert model.context is not None

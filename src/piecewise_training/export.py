@@ -103,7 +103,8 @@ def export(model: PiecewiseTrainedModel, path: str | Path, size: tuple[int, int]
         try:
             program = torch.export.export(network, (images[0],), dynamic_shapes={"image": axes})
         except Exception as error:
-            raise RuntimeError(f"torch.export cannot write this network down: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(f"torch.export cannot write this network down: {reason}") from error
         with atomic_write(path) as temporary:
             read_back = _WRITERS[path.suffix](program, temporary, json.dumps(list(model.classes.names)))
             judge = copy.deepcopy(model).to("cpu").eval()

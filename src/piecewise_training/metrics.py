@@ -103,7 +103,10 @@ class SegmentationMetrics(torchmetrics.classification.MulticlassConfusionMatrix)
             ValueError: shapes differ, labels are no whole numbers, or one is neither a class nor void.
         """
         _check_maps(prediction, target, self.num_classes, self.ignore_index)
-        super().update(prediction, target)
+        # Not by torchmetrics, which on some devices and in deterministic mode makes K squared numbers a pixel.
+        known = target != self.ignore_index
+        flat = target[known].long() * self.num_classes + prediction[known].long()
+        self.confmat += torch.bincount(flat, minlength=self.confmat.numel()).reshape(self.confmat.shape)
 
     def compute(self) -> Scores:  # type: ignore[override]
         """The scores of everything added since the last reset."""
@@ -211,7 +214,7 @@ class BorderMetrics(torchmetrics.Metric):
 
 
 def _check_void(num_classes: int, ignore_index: int) -> None:
-    if ignore_index == VOID < num_classes:
+    if 0 <= ignore_index < num_classes:
         raise ValueError(
             f"`ignore_index` {ignore_index} is one of the {num_classes} classes, which would not be counted. "
             "Give void another number, such as -1."

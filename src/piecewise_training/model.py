@@ -104,6 +104,8 @@ class PiecewiseTrainedModel(nn.Module):
         own = isinstance(unary, nn.Module)
         if own and featmap is not None:
             raise ValueError("`featmap` needs the name of a trunk as `unary`; got a module.")
+        if own and pretrained:
+            raise ValueError("`pretrained` is for a network by name; load the weights of a module of your own into it.")
         self.unary: nn.Module = (
             unary
             if isinstance(unary, nn.Module)

@@ -305,6 +305,8 @@ def test_predictions_replace_neither_each_other_nor_images(tmp_path: Path, capsy
         assert f"would both be written as {tmp_path / 'out' / target}" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "a.png"), "--output", str(tmp_path)]) == 1
     assert f"{tmp_path / 'a.png'} would be replaced. Give another folder" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "a.jpg"), "--output", str(tmp_path)]) == 1  # beside which its labels lie
+    assert f"{tmp_path / 'a.png'} would be replaced. Give another folder" in capsys.readouterr().err
 
 
 def test_one_broken_image_does_not_stop_the_others(

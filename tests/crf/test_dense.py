@@ -190,9 +190,12 @@ def test_compatibility_of_another_precision() -> None:
 
 
 @pytest.mark.parametrize("spatial", ["lattice", "exact"])
-def test_autocast_changes_nothing(spatial: Any) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference", "exact"])
+def test_autocast_changes_nothing(spatial: Any, backend: Any) -> None:
     scores, image = scene(8, 9, 3)
-    options = {"compatibility": torch.rand(2, 3, 3), "spatial": spatial}
+    bandwidth = torch.tensor(7.0, requires_grad=True)
+    options: dict[str, Any] = {"compatibility": torch.rand(2, 3, 3), "spatial": spatial, "backend": backend}
+    options |= {"bilateral_xy_std": bandwidth, "pos_xy_std": 2.25}  # a spatial kernel that no other test has left
     with torch.autocast("cpu", torch.bfloat16):
         log_q = dense_crf(scores, image, **options)
     torch.testing.assert_close(log_q, dense_crf(scores, image, **options))

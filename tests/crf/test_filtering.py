@@ -169,3 +169,14 @@ def test_values_that_do_not_fit_the_kernel(images: int, values: torch.Tensor, ex
 def test_values_that_are_not_finite() -> None:
     with pytest.raises(ValueError, match="`values` must be finite; 5 of 5"):
         gaussian_filter(torch.zeros(2, 5), torch.full((1, 5), torch.inf))
+
+
+@pytest.mark.parametrize("backend", ["reference", "exact"])
+def test_a_kernel_is_no_coarser_under_autocast(backend: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    features, values = torch.randn(1, 3, 40, generator=g), torch.randn(1, 2, 40, generator=g)
+    expected = GaussianKernel(features, backend=backend, normalization="symmetric")(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        kernel = GaussianKernel(features, backend=backend, normalization="symmetric")
+        found = kernel(values)
+    assert torch.equal(found, expected)

@@ -29,6 +29,9 @@ def test_the_container_limits_the_system(tmp_path: Path, monkeypatch: pytest.Mon
     assert _memory.available() == 1000
     (tmp_path / "meminfo").write_text("nothing\n")
     assert _memory.available() == 1000
+    kept = "anon 7\nfile 200\nactive_file 50\ninactive_file 100\nslab_reclaimable 30\n"
+    (tmp_path / "memory.stat").write_text(kept)  # of files that were read; file counts shared memory too
+    assert _memory.available() == 1180
 
 
 def test_a_huge_image_says_what_it_needs() -> None:

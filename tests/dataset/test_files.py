@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from piecewise_training.dataset import files
 from piecewise_training.dataset.files import (
     DataError,
     check_label,
@@ -103,6 +104,19 @@ def test_no_damage_gets_past_unnamed(tmp_path: Path, suffix: str) -> None:
                 refusals.append(str(error))
     assert len(refusals) > 20
     assert all(str(path) in refusal for refusal in refusals)
+
+
+def test_images_larger_than_pillow_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (40, 30), 2).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_label(tmp_path / "a.png").shape == (30, 40)
+    assert read_image(tmp_path / "a.png").size == (40, 30)
+    monkeypatch.setattr(files, "MOST_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"label .*a.png is broken, or larger than 0 megapixels. Replace it, or cut it"):
+        read_label(tmp_path / "a.png")
+    monkeypatch.setattr(files, "MOST_PIXELS", 1300)  # which Pillow reads with a warning
+    read_label(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_labels_from_palette_and_grey(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ def test_resize_keeps_pixel_grids_aligned() -> None:
     _, mask = pair(1, 1)
     mask = tv_tensors.Mask(torch.randint(0, 5, (7, 9), dtype=torch.uint8))
     assert torch.equal(resize(resize(mask, (14, 18)), (7, 9)), mask)
+    halved = resize(tv_tensors.Mask(torch.arange(12, dtype=torch.uint8).reshape(1, 2, 6)), (2, 3))
+    assert isinstance(halved, tv_tensors.Mask)
+    assert halved.tolist() == [[[1, 3, 5], [7, 9, 11]]]  # places 0.5, 2.5, 4.5 and not 0, 2, 4: of two, the later
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "b.png")
     whole = (tmp_path / "b.png").read_bytes()
     (tmp_path / "short.png").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.png", "short.png"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as an image. Take a PNG or JPEG file"):
-            refining.read_image(tmp_path / name)
+    with pytest.raises(ValueError, match=r"text.png cannot be read as an image. Take a PNG or JPEG file"):
+        refining.read_image(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"^short.png is broken or cut short"):
+        refining.read_image(tmp_path / "short.png")
+    Image.fromarray(np.full((20, 20), 4000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"^deep.png has more than 8 bits a channel"):
+        refining.read_image(tmp_path / "deep.png")
     with pytest.raises(ValueError, match=r"text.png cannot be read as an image. Take a PNG of class indices"):
         refining.read_mask(tmp_path / "text.png", (10, 10), 3)
     with pytest.raises(ValueError, match=r"^short.png .*(truncated|cut)"):

@@ -101,12 +101,29 @@ def test_models_of_any_precision(dtype: torch.dtype) -> None:
     other = predict(copy.deepcopy(model).to(dtype), image)
     assert (other.labels == single.labels).mean() > 0.9
     assert other.probabilities.dtype == np.float32
+    windows = InferenceConfig(window=(6, 7), overlap=0.1)
+    single, other = (predict(one, image, how=windows) for one in (model, copy.deepcopy(model).to(dtype)))
+    assert (other.labels == single.labels).mean() > 0.9
+    assert np.allclose(other.probabilities.sum(0), 1, atol=1e-3)
 
 
 def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "dense_crf", lambda *_, **__: pytest.fail("the CRF was run"))
     with pytest.raises(ValueError, match="labels of 256 classes do not fit into a byte: at most 255"):
         refine(np.zeros((256, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
+
+
+def test_refine_gives_probabilities_of_any_array_in_any_case() -> None:
+    rng = np.random.default_rng(0)
+    scores, image = rng.normal(size=(3, 9, 11)), rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    labels, probabilities = refine(scores, image, damping=0.5)
+    assert np.allclose(probabilities.sum(0), 1)
+    frozen = scores.copy()
+    frozen.flags.writeable = False
+    for array in (frozen, np.asfortranarray(scores), scores[::-1].copy()[::-1]):
+        again = refine(array, image, damping=0.5, logarithm=False)
+        assert (again[0] == labels).all()
+        assert np.array_equal(again[1], probabilities)
 
 
 def test_refine_sharpens_a_blurred_border() -> None:

@@ -46,7 +46,7 @@ def _is_wanted(path: Path, suffixes: Sequence[str], without: str) -> bool:
 
 
 def check_outputs(names: Mapping[Path, Sequence[str]], output: Path, read: Iterable[Path]) -> None:
-    """Refuses to start where an output file would replace another one or a file that is read.
+    """Refuses to start where an output file would replace another one, or a file that is read or lies beside one.
 
     Args:
         names: the files that each input leads to.
@@ -54,14 +54,14 @@ def check_outputs(names: Mapping[Path, Sequence[str]], output: Path, read: Itera
         read: every file that will be read.
 
     Raises:
-        ValueError: two inputs lead to the same file, or one to a file that is read.
+        ValueError: two inputs lead to the same file, or one to a file in a folder that is read from.
     """
-    inputs = {path.resolve() for path in read}
+    folders = {path.resolve().parent for path in read}
     taken: dict[Path, Path] = {}
     for source, files in names.items():
         for file in files:
             target = (output / file).resolve()
-            if target in inputs:
+            if target.parent in folders and target.exists():
                 raise ValueError(f"`output` {output} is no good: {target} would be replaced. Give another folder.")
             if target in taken:
                 raise ValueError(

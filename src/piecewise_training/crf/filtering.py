@@ -60,7 +60,8 @@ class GaussianKernel:
             raise ValueError(f"`normalization` must be one of {expected}; got {checks.describe(normalization)}.")
         if bandwidths is None:
             bandwidths = features.new_ones(features.shape[1:2])
-        self.operator = lattice.build(features, bandwidths, backend)
+        with _exactly(features):
+            self.operator = lattice.build(features, bandwidths, backend)
         self.learned = torch.is_grad_enabled() and (features.requires_grad or bandwidths.requires_grad)
         self.images, _, self.points = features.shape
         self.dtype = features.dtype
@@ -70,7 +71,8 @@ class GaussianKernel:
         self.before: Tensor | None = None
         self.after: Tensor | None = None
         if normalization != "none":
-            scale = self._scale(symmetric=normalization == "symmetric")
+            with _exactly(features):
+                scale = self._scale(symmetric=normalization == "symmetric")
             self.before = None if normalization == "after" else scale
             self.after = None if normalization == "before" else scale
 
@@ -88,7 +90,8 @@ class GaussianKernel:
                 f"`values` must be ({images}, C, {self.points}) of {self.dtype}, as the features are; "
                 f"got {checks.describe(values)}."
             )
-        filtered = self._filter(values if self.before is None else self.before * values)
+        with _exactly(values):
+            filtered = self._filter(values if self.before is None else self.before * values)
         return filtered if self.after is None else self.after * filtered
 
     def _filter(self, values: Tensor) -> Tensor:
@@ -149,6 +152,11 @@ def gaussian_filter(
     if features.ndim == 2:
         return GaussianKernel(features[None], backend=backend)(values[None])[0]
     return GaussianKernel(features, backend=backend)(values)
+
+
+def _exactly(like: Tensor) -> torch.autocast:
+    """Keeps autocast's half precision out of a kernel, some of which are products of matrices."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class _Filter(torch.autograd.Function):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID = 255
+MOST_PIXELS = 1 << 29
 """The label of pixels that count in no loss and no measure."""
 
 # Grey PNG files of fewer than 8 bits: Pillow stretches their values to 0..255, which would scramble class indices.
@@ -210,7 +213,7 @@ def _open(path: Path, what: str) -> tuple[Image.Image, str]:
     Pillow loses the orientation of TIFF files that it maps into memory, so it is given the bytes.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with _as_large_as_these(), Image.open(io.BytesIO(path.read_bytes())) as image:
             arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -218,9 +221,25 @@ def _open(path: Path, what: str) -> tuple[Image.Image, str]:
         raise DataError(f"{what} {path} does not exist.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{what} {path} is no image that Pillow can read. Replace or remove it.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        most = f"{MOST_PIXELS / 1e6:.0f} megapixels"
+        raise DataError(f"{what} {path} is broken, or larger than {most}. Replace it, or cut it into tiles.") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{what} {path} is broken or cut short ({error}). Replace or remove it.") from error
     return upright, str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+@contextmanager
+def _as_large_as_these() -> Iterator[None]:
+    """Pillow doubts images of 90 megapixels, and refuses larger ones; aerial images have more."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # it refuses those that have twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _is_deep(image: Image.Image, rawmode: str) -> bool:

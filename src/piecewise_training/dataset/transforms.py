@@ -22,15 +22,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def resize(value: Any, size: tuple[int, int]) -> Any:
     """Resizes an image bilinearly, with antialiasing, or a mask by the nearest pixel.
 
-    torchvision's own "nearest" for masks takes the upper left neighbour, half a pixel beside the image's grid;
-    "nearest exact" does not.
+    torchvision's "nearest" takes the upper left neighbour, half a pixel beside the image's grid; "nearest exact" does
+    not. For masks many of its versions take the first, whatever they are told: so a mask goes as an image.
 
     Example:
-        >>> resize(tv_tensors.Mask(torch.tensor([[0, 7], [7, 0]], dtype=torch.uint8)), (4, 4))[0]
-        tensor([0, 0, 7, 7], dtype=torch.uint8)
+        >>> resize(tv_tensors.Mask(torch.tensor([[0, 1, 2, 3, 4, 5]], dtype=torch.uint8)), (1, 2))
+        Mask([[1, 4]], dtype=torch.uint8)
     """
     if isinstance(value, tv_tensors.Mask):
-        return functional.resize(value, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+        plain = value.as_subclass(Tensor).reshape(-1, 1, *value.shape[-2:])
+        resized = functional.resize_image(plain, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+        return tv_tensors.wrap(resized.reshape(*value.shape[:-2], *size), like=value)
     return functional.resize(value, list(size), antialias=True)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from piecewise_training.crf import DenseCRF
-from piecewise_training.dataset import VOID, Classes, DataError, SyntheticDataset, normalise
-from piecewise_training.dataset.files import read_label
+from piecewise_training.dataset import VOID, Classes, DataError, SyntheticDataset, files, normalise
 from piecewise_training.figures import overlay
 from piecewise_training.inference import scores_from_labels
 from piecewise_training.model import PiecewiseTrainedModel
@@ -66,25 +65,27 @@ def read_image(path: str | Path) -> np.ndarray:
     """An image of a file as (H, W, 3) uint8, upright, and no larger than the page can refine at once.
 
     Raises:
-        ValueError: the file is no image, is cut short, or is larger than 50 megapixels.
+        ValueError: the file is no image, is cut short, is larger than 50 megapixels, or has more than 8 bits a channel.
     """
-    with _opened(path, "a PNG or JPEG file that is whole") as image:
-        picture = ImageOps.exif_transpose(image).convert("RGB")
+    _check(path, "a PNG or JPEG file that is whole")
+    try:
+        picture = files.read_image(Path(path))
+    except DataError as error:
+        raise ValueError(str(error).replace(f"image {path}", Path(path).name)) from error
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return np.array(picture)
 
 
-@contextmanager
-def _opened(path: str | Path, wanted: str) -> Iterator[Image.Image]:
-    """An image of a usual format and a size that can be worked on; others, such as EPS, would run programs."""
+def _check(path: str | Path, wanted: str) -> None:
+    """Refuses what is no image of a usual format, as EPS, which would run programs, or too large to be worked on."""
     name = Path(path).name
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{name} has {image.width} x {image.height} pixels: at most 50 megapixels, please.")
-            yield image
+            size = image.size
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{name} cannot be read as an image. Take {wanted}.") from error
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(f"{name} has {size[0]} x {size[1]} pixels: at most 50 megapixels, please.")
 
 
 def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -95,10 +96,9 @@ def read_mask(path: str | Path, size: tuple[int, int], num_classes: int) -> np.n
             neither a class nor void, or no class at all.
     """
     name = Path(path).name
-    with _opened(path, "a PNG of class indices"):
-        pass
+    _check(path, "a PNG of class indices")
     try:
-        whole = read_label(Path(path))
+        whole = files.read_label(Path(path))
     except DataError as error:
         raise ValueError(str(error).replace(f"label {path}", name)) from error
     if abs(whole.shape[0] * size[1] - whole.shape[1] * size[0]) > max(*whole.shape, *size):

@@ -83,13 +83,14 @@ def _windows(model: PiecewiseTrainedModel, image: Tensor, how: InferenceConfig) 
     """Probabilities of a view: of the whole, or blended from windows where it is larger than one."""
     if how.window is None or all(side <= own for side, own in zip(image.shape[2:], how.window, strict=True)):
         return _probabilities(model, image)
-    total, weights = image.new_zeros(()), image.new_zeros(image.shape[2:])
+    like = torch.empty((), dtype=torch.promote_types(image.dtype, torch.float32), device=image.device)
+    total, weights = like, like.new_zeros(image.shape[2:])  # the corners of windows weigh too little for half precision
     for rows in _places(image.shape[2], how.window[0], how.overlap):
         for columns in _places(image.shape[3], how.window[1], how.overlap):
             part = _probabilities(model, image[:, :, rows, columns])
-            share = _bump(part.shape[2], part)[:, None] * _bump(part.shape[3], part)
+            share = _bump(part.shape[2], like)[:, None] * _bump(part.shape[3], like)
             if total.ndim == 0:
-                total = image.new_zeros(*part.shape[:2], *image.shape[2:])
+                total = like.new_zeros(*part.shape[:2], *image.shape[2:])
             total[:, :, rows, columns] += share * part
             weights[rows, columns] += share
     return total / weights

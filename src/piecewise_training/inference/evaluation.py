@@ -149,4 +149,6 @@ class _Clock:
         """Seconds, when the device has done its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - self._begin

@@ -69,7 +69,7 @@ def refine(
     Args:
         scores: unnormalised log-probabilities, such as logits; of probabilities, their logarithm.
         image: the RGB image of the same size.
-        **crf: weights, bandwidths and iterations, as `dense_crf` takes them.
+        **crf: weights, bandwidths and iterations, as `dense_crf` takes them; `logarithm` changes nothing here.
 
     Returns:
         The labels (H, W) and the probabilities (K, H, W).
@@ -85,7 +85,7 @@ def refine(
     pixels = _pixels(image)
     if scores.shape[1:] == pixels.shape[1:]:
         _check_count(len(scores))
-    log_q = dense_crf(torch.from_numpy(np.ascontiguousarray(scores))[None], pixels[None], **crf)
+    log_q = torch.from_numpy(dense_crf(scores[None], pixels[None], **(crf | {"logarithm": True})))
     return _labels(log_q), log_q[0].exp().numpy()
 
 
