@@ -182,17 +182,3 @@ def test_images_are_not_replaced(folders: tuple[Path, Path], capsys: pytest.Capt
     images, scores = folders
     assert main(["refine", str(scores), "--images", str(images), "--output", str(images)]) == 1
     assert "a.png would be replaced. Give another folder" in capsys.readouterr().err
-
-
-def test_what_lies_beside_the_scores_is_not_replaced(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    images, scores = folders
-    command = ["refine", str(scores), "--images", str(images), "--output", str(scores)]
-    (scores / "a.png").write_text("mine")
-    assert main([*command, "--num_classes", "3"]) == 1
-    assert f"{scores / 'a.png'} would be replaced. Give another folder" in capsys.readouterr().err
-    assert (scores / "a.png").read_text() == "mine"
-    (scores / "a.png").unlink()
-    assert main(command) == 0
-    assert (scores / "a.png").is_file()
