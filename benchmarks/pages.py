@@ -242,6 +242,9 @@ PAGES: dict[str, Callable[..., str]] = {
     "context_recipe": partial(
         context_ablation, title="What context brings to the recipe's network", what="The contextual CRF"
     ),
+    "context_recipe_seed2": partial(
+        context_ablation, title="What context brings to it from another start", what="The contextual CRF"
+    ),
     "weak_nets": weak_nets,
     "degraded_labels": degraded_labels,
     "dense_crf": speed_pages.dense_crf,
