@@ -180,3 +180,22 @@ def test_a_kernel_is_no_coarser_under_autocast(backend: Any) -> None:
         kernel = GaussianKernel(features, backend=backend, normalization="symmetric")
         found = kernel(values)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "exact"])
+def test_bandwidths_of_another_precision(backend: Any) -> None:
+    features, values = torch.rand(1, 2, 9), torch.rand(1, 3, 9)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        bandwidths = torch.ones(2, dtype=dtype, requires_grad=True)
+        GaussianKernel(features, bandwidths, backend)(values).sum().backward()
+        assert bandwidths.grad is not None
+        assert bandwidths.grad.dtype == dtype
+        found.append(bandwidths.grad)
+    assert torch.equal(found[0], found[1].float())
+
+
+def test_values_elsewhere() -> None:
+    kernel = GaussianKernel(torch.rand(1, 2, 9))
+    with pytest.raises(ValueError, match="`values` must be on cpu, as the features are; they are on meta"):
+        kernel(torch.rand(1, 3, 9, device="meta"))

@@ -254,3 +254,9 @@ KERNEL = GaussianKernel(torch.zeros(1, 1, 4), backend="exact")
 def test_bad_input(logits: torch.Tensor, terms: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mean_field(logits, terms, **options)
+
+
+def test_a_kernel_elsewhere() -> None:
+    _, term = cloud()
+    with pytest.raises(ValueError, match=r"The kernel of `terms\[0\]` is on cpu, `logits` are on meta. Make it of"):
+        mean_field(torch.zeros(1, 3, 40, device="meta"), [term])

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numba
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core.dispatcher import Dispatcher
+from numba.core.errors import TypingError
 
 from piecewise_training.crf import (
+    Convergence,
+    GaussianKernel,
+    PairwiseTerm,
+    _compile,
     _numba,
     _numba_backward,
     _numba_binary,
@@ -21,7 +31,9 @@ from piecewise_training.crf import (
     _numba_moments,
     _numba_sweep,
     _reference,
+    _simd,
     dense_crf,
+    mean_field,
 )
 from tests.crf.oracle import unit
 
@@ -301,3 +313,113 @@ def test_kernels_release_the_lock_of_the_interpreter() -> None:
     made += [value for module in KERNELS for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert len(made) > 20
     assert all(kernel.targetoptions["nogil"] for kernel in made)
+
+
+def gradients() -> list[torch.Tensor]:
+    """Of a dense CRF to its scores, a weight and a bandwidth, with what it is given in single precision on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    kind = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+    scores = torch.randn(1, 3, 16, 20, **kind).requires_grad_()  # type: ignore[call-overload]
+    image = torch.rand(1, 3, 16, 20, **kind) * 255  # type: ignore[call-overload]
+    weight, width = (torch.tensor(v, device="cpu", dtype=torch.float32, requires_grad=True) for v in (4.0, 20.0))
+    course = Convergence()
+    log_q = dense_crf(scores, image, bilateral_w=weight, bilateral_xy_std=width)
+    with torch.no_grad():
+        dense_crf(scores, image, convergence=course)
+    assert {own.device.type for own in (*course.change, *course.divergence)} == {"cpu"}
+    (log_q * torch.rand(log_q.shape, **kind)).sum().backward()  # type: ignore[call-overload]
+    found = [own.grad for own in (scores, weight, width)]
+    assert all(own is not None and own.dtype == torch.float32 for own in found)
+    return found  # type: ignore[return-value]
+
+
+@pytest.fixture
+def usual() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("usual")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whatever_type_tensors_have_by_default(dtype: torch.dtype) -> None:
+    expected = gradients()
+    torch.set_default_dtype(dtype)
+    for own, other in zip(gradients(), expected, strict=True):
+        assert torch.equal(own, other)
+
+
+@pytest.mark.usefixtures("usual")
+def test_wherever_tensors_are_by_default() -> None:
+    expected = gradients()
+    torch.set_default_device("meta")  # which stands for a GPU
+    for own, other in zip(gradients(), expected, strict=True):
+        assert torch.equal(own, other)
+    features, values = torch.rand(1, 2, 9, device="cpu"), torch.rand(1, 1, 9, device="cpu")
+    assert GaussianKernel(features)(values).device.type == "cpu"
+
+
+@pytest.mark.parametrize("width", [8, 9])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_broken_gradient_stays_broken(width: int, bad: float) -> None:
+    """In its own image, and in what the images share."""
+    logits = torch.randn(2, 3, 8, width, requires_grad=True)
+    weight, costs = torch.tensor(2.0, requires_grad=True), (1 - torch.eye(3)).requires_grad_()
+    bandwidths = torch.tensor([2.0, 2.0], requires_grad=True)
+    features = torch.rand(2, 2, 8 * width) * 9
+    term = PairwiseTerm(GaussianKernel(features, bandwidths, normalization="symmetric"), weight, costs)
+    log_q = mean_field(logits, [term], 3)
+    gradient = torch.zeros_like(log_q)
+    gradient[1, 1, 4, 3] = bad
+    log_q.backward(gradient)
+    assert logits.grad is not None
+    assert bool(logits.grad[0].isfinite().all())
+    assert not bool(logits.grad[1].isfinite().any())
+    for shared in (weight, costs, bandwidths):
+        assert shared.grad is not None
+        assert not bool(shared.grad.isfinite().any())
+
+
+@pytest.mark.parametrize("dims", [1, 5, 12, 24, 60])
+def test_simplices_of_any_number_of_features_are_told_apart(dims: int) -> None:
+    """By a sum in single precision, from which a hash is made: some thousand different ones have few equal sums."""
+    generator = np.random.default_rng(0)
+    records = np.unique(generator.integers(-40, 40, (5000, dims)), axis=0).astype(np.float32)
+    sums = records @ _numba_build.mixing(dims).astype(np.float32) * np.float32(977)
+    assert np.abs(sums).max() < 2**62
+    assert len(np.unique(sums.astype(np.int64))) > 0.97 * len(records)
+
+
+def test_variants_are_kept_under_names_of_their_own() -> None:
+    """Numba keeps them by name, and where two processes write at once would mistake one for the other."""
+    made = [_numba_sweep.sweep_kernel(*how) for how in ((0, 3, 0), (3, 0, 0), (3, 3, 0), (3, 3, 1))]
+    made += [_numba_build.place_kernel(dims) for dims in (2, 3)]
+    names = {kernel.py_func.__qualname__ for kernel in made}
+    assert len(names) == len(made)
+
+
+def test_says_nothing_of_functions_without_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Numba makes them itself; an error here would be one in whatever is compiled."""
+    monkeypatch.setattr(_compile._Announcement, "made", False)
+    namespace: dict[str, object] = {}
+    exec("def one(): return 1", {}, namespace)
+    one = namespace["one"]
+    assert one.__module__ is None  # type: ignore[attr-defined]
+    _compile._Announcement().on_start(SimpleNamespace(data={"dispatcher": SimpleNamespace(py_func=one)}))
+    assert not _compile._Announcement.made
+
+
+def test_numbers_of_two_types_are_not_stored_as_one() -> None:
+    @numba.njit
+    def mixed(source, target):  # type: ignore[no-untyped-def]
+        _simd.store(target, 0, _simd.load8(source, 0))
+
+    with pytest.raises(TypingError):
+        mixed(np.zeros(8, np.float32), np.zeros(8))
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference", "exact"])
+def test_a_kernel_can_be_copied(backend: str) -> None:
+    values = torch.rand(1, 2, 9)
+    kernel = GaussianKernel(torch.rand(1, 2, 9), backend=backend, normalization="symmetric")  # type: ignore[arg-type]
+    assert torch.equal(copy.deepcopy(kernel)(values), kernel(values))

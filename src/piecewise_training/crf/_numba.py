@@ -52,7 +52,7 @@ def splat_blur_slice(
 ) -> Float[Tensor, "b c n"]:
     """Filters values with the lattices' Gaussians; see `_reference.splat_blur_slice`."""
     batch, channels, points = values.shape
-    out = torch.empty(values.shape, dtype=values.dtype)
+    out = torch.empty(values.shape, dtype=values.dtype, device="cpu")
     source, target = _array(values), out.numpy()
     tables = _arrays(lattices)
 
@@ -280,7 +280,7 @@ def mean_field_gradients(
         whole gradient to it in the first place and None in the second. Instead of that to bandwidths there is, for each
         feature, the sum of k_ij (f_i - f_j)² g_i v_j.
     """
-    to_logits = torch.empty(log_q.shape)
+    to_logits = torch.empty(log_q.shape, dtype=torch.float32, device="cpu")
     found: list[Any] = [None] * len(states)
     marginals, received, out = _array(log_q), _array(gradient), to_logits.numpy()
     arrays = [None if own is None else (_array(own[0]), _array(own[1])) for own in features]
@@ -294,7 +294,13 @@ def mean_field_gradients(
         found[image] = [slopes[state.places.index(term)] for term in range(len(slopes))]
 
     _by_image(pull, len(states), log_q.shape[2])
-    return to_logits, [_of_batch(list(term)) for term in zip(*found, strict=True)]
+    to_terms = [_of_batch(list(term)) for term in zip(*found, strict=True)]
+    broken = ~gradient.sum((1, 2)).isfinite()
+    if bool(broken.any()):  # the kernels keep numbers within bounds, and would make finite ones of it
+        to_logits[broken] = torch.nan
+        for slope in (slope for slopes in to_terms for slope in slopes if slope is not None):
+            slope.fill_(torch.nan)
+    return to_logits, to_terms
 
 
 def _of_batch(slopes: Sequence[_numba_backward.Slopes]) -> list[Tensor | None]:

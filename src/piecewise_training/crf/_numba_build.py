@@ -26,10 +26,16 @@ def _is_recorded(records, simplex, record, lane, d):  # type: ignore[no-untyped-
     return same
 
 
+def mixing(d: int) -> np.ndarray:
+    """Factors whose multiples hardly ever have equal sums: powers of pi, halved so often that each sum counts all."""
+    powers = np.pi ** np.arange(1, d + 1)
+    return powers * 0.5 ** np.ceil(np.log2(powers / 1e4)).clip(min=0)
+
+
 @cache
 def place_kernel(d: int) -> Any:
     """The kernel that places points of d features."""
-    size = d + 1
+    size, factors = d + 1, mixing(d)
 
     @kernel
     def place(points, first, last, scales, simplices, weights, records, table):  # type: ignore[no-untyped-def]
@@ -52,7 +58,6 @@ def place_kernel(d: int) -> Any:
         rank = np.empty(16 * size, points.dtype)
         record = np.empty(16 * d, points.dtype)
         hashes = np.empty(16, points.dtype)
-        mixing = np.pi ** np.arange(1, size).astype(points.dtype)  # whose multiples hardly ever have equal sums
         zero = spread16(number(0))
         mask = len(table) - 1
         count = 0
@@ -97,7 +102,7 @@ def place_kernel(d: int) -> Any:
                 if i < d:
                     own = (load16(origin, 16 * i) + wrap + wrap) * number(size) + r
                     store(record, 16 * i, own)
-                    hashed = hashed + own * mixing[i]
+                    hashed = hashed + own * number(factors[i])
             store(hashes, 0, hashed)
 
             # Barycentric weights are the differences of the sorted offsets.

@@ -121,7 +121,9 @@ load8, load16 = _loader(8), _loader(16)  # array[index : index + 8] of a flat ar
 
 @intrinsic
 def store(_: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index : index + lanes] = value of a flat array."""
+    """array[index : index + lanes] = value of a flat array, of the same type of numbers."""
+    if array.dtype != value.dtype:
+        return None
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         place = _pointer(context, builder, sig.args[0], args[0], args[1], sig.args[2])

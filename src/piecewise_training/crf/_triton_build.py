@@ -205,7 +205,7 @@ def _steps(d: int, device: torch.device) -> Int[Tensor, " s"]:
 def _multipliers(count: int, device: torch.device) -> Int[Tensor, " c"]:
     """Odd numbers of 64 bits for names, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return (torch.randint(-(2**62), 2**62, (count,), generator=generator) * 2 + 1).to(device)
+    return (torch.randint(-(2**62), 2**62, (count,), generator=generator, device="cpu") * 2 + 1).to(device)
 
 
 @cache

@@ -60,11 +60,13 @@ class GaussianKernel:
             raise ValueError(f"`normalization` must be one of {expected}; got {checks.describe(normalization)}.")
         if bandwidths is None:
             bandwidths = features.new_ones(features.shape[1:2])
+        elif bandwidths.is_floating_point():
+            bandwidths = bandwidths.to(features.dtype)
         with _exactly(features):
             self.operator = lattice.build(features, bandwidths, backend)
         self.learned = torch.is_grad_enabled() and (features.requires_grad or bandwidths.requires_grad)
         self.images, _, self.points = features.shape
-        self.dtype = features.dtype
+        self.dtype, self.device = features.dtype, features.device
         # What is not learned is not kept: features take as much memory as the lattice.
         self.features = features if self.learned else None
         self.bandwidths = bandwidths if self.learned else None
@@ -90,6 +92,8 @@ class GaussianKernel:
                 f"`values` must be ({images}, C, {self.points}) of {self.dtype}, as the features are; "
                 f"got {checks.describe(values)}."
             )
+        if values.device != self.device:
+            raise ValueError(f"`values` must be on {self.device}, as the features are; they are on {values.device}.")
         with _exactly(values):
             filtered = self._filter(values if self.before is None else self.before * values)
         return filtered if self.after is None else self.after * filtered

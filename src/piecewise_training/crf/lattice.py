@@ -86,7 +86,11 @@ class LatticeOperator:
 
     def __init__(self, tables: Sequence[Tables], backend: str, dtype: torch.dtype) -> None:
         self.backend, self._tables, self._dtype = backend, tables, dtype
-        self._kernels = _kernels(backend)
+
+    @property
+    def _kernels(self) -> Any:
+        """The backend's module, which is not kept, since no module can be copied with the rest."""
+        return _kernels(self.backend)
 
     @property
     def infers(self) -> bool:

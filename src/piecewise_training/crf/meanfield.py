@@ -205,10 +205,11 @@ def _watch(
     if convergence is not None:
         longest = max(len(change) for _, change in courses)
         for step in range(longest):
-            convergence.change.append(torch.tensor([c[step] if step < len(c) else 0.0 for _, c in courses]))
+            change = [c[step] if step < len(c) else 0.0 for _, c in courses]
+            convergence.change.append(torch.tensor(change, dtype=found.dtype, device=found.device))
         for step in range(longest + 1):
             values = [divergence[min(step, len(divergence) - 1)] for divergence, _ in courses]
-            convergence.divergence.append(torch.tensor(values, dtype=torch.float64))
+            convergence.divergence.append(torch.tensor(values, dtype=torch.float64, device=found.device))
     return found
 
 
@@ -232,6 +233,11 @@ def check_arguments(
             raise ValueError(
                 f"The kernel of `terms[{place}]` is over {images} x {own} points; "
                 f"`logits` {checks.describe(logits)} have {batch} x {points}."
+            )
+        if term.kernel.device != logits.device:
+            raise ValueError(
+                f"The kernel of `terms[{place}]` is on {term.kernel.device}, `logits` are on {logits.device}. "
+                "Make it of features there."
             )
         if (term.kernel.dtype == torch.float64) != (logits.dtype == torch.float64):
             raise ValueError(
