@@ -328,6 +328,28 @@ def test_rates_go_on_by_epochs_where_a_resumed_one_has_other_steps(tmp_path: Pat
         assert history["lr"][2:] == pytest.approx(whole["lr"][2:])
 
 
+def test_a_resumed_stage_has_the_options_of_now(tmp_path: Path) -> None:
+    """Somebody lowers the rate of a run that went astray."""
+    images = loader(16).dataset
+
+    class Killed(CountsEpochs):
+        def __iter__(self) -> Any:
+            if self.epochs == 2:
+                raise RuntimeError("killed")
+            return super().__iter__()
+
+    first = TrainConfig(optim=OptimConfig(learning_rate=0.01, weight_decay=0.1))
+    now = TrainConfig(optim=OptimConfig(learning_rate=0.001, weight_decay=0.2, momentum=0.5))
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(output_dir=tmp_path, config=first).run_stage(unary_stage(4), Killed(images, 4))
+    history = trainer(output_dir=tmp_path, config=now).run_stage(unary_stage(4), DataLoader(images, 4), resume=True)
+    assert history["lr"] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    checkpoint = torch.load(tmp_path / "checkpoints/stage1/last.ckpt", weights_only=True)
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    assert [(group["momentum"], group["weight_decay"]) for group in groups] == [(0.5, 0.2), (0.5, 0.0)]
+    assert checkpoint["lr_schedulers"][0]["base_lrs"] == [0.001, 0.001]
+
+
 def test_logs_and_history_on_disk(tmp_path: Path) -> None:
     t = trainer(output_dir=tmp_path)
     history = t.run_stage(crf_stage(1), loader(), loader(seed=1))

@@ -137,20 +137,25 @@ class StageModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The stage's optimizer and schedule."""
         optimizer = build_optimizer(self.model, self.stage, self.config.optim)
+        self._chosen = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         schedule = rate_schedule(self.config.optim, self._steps_an_epoch * self.stage.epochs, self._steps_an_epoch)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Goes on from the epoch that is resumed: of other processes it may have another number of steps."""
+        """Goes on from the epoch that is resumed, by the options of now.
+
+        Of other processes an epoch may have another number of steps, and the checkpoint brings the rates that it had.
+        """
         if not self.trainer.current_epoch:
             return
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.base_lrs = [chosen["lr"] for chosen in self._chosen]
         scheduler.last_epoch = self.trainer.current_epoch * self._steps_an_epoch
-        rates = [r * f(scheduler.last_epoch) for r, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, chosen, factor in zip(scheduler.optimizer.param_groups, self._chosen, factors, strict=True):
+            group.update(chosen | {"initial_lr": chosen["lr"], "lr": chosen["lr"] * factor})
 
     @property
     def _steps_an_epoch(self) -> int:

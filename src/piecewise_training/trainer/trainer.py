@@ -201,7 +201,7 @@ class PiecewiseTrainer:
             train_loader: as in `train_piecewise`.
             val_loader: as in `train_piecewise`.
             resume: whether to go on from what an earlier run left in `output_dir`: a finished stage is loaded, an
-                interrupted one continued.
+                interrupted one continued, by the rates of the `config` now.
 
         Raises:
             ValueError: the stage trains a CRF and the model has none, it has no epoch or `train_loader` no batch, or
