@@ -62,6 +62,15 @@ class CountsEpochs(DataLoader[Any]):
         return super().__iter__()
 
 
+class Killed(CountsEpochs):
+    """A loader whose run ends before its third epoch."""
+
+    def __iter__(self) -> Any:
+        if self.epochs == 2:
+            raise RuntimeError("killed")
+        return super().__iter__()
+
+
 def trainer(model: PiecewiseTrainedModel | None = None, **kwargs: Any) -> PiecewiseTrainer:
     model = PiecewiseTrainedModel(3, 3, unary=Small()) if model is None else model
     return PiecewiseTrainer(model, "cpu", num_classes=3, progress=False, **kwargs)
@@ -308,12 +317,6 @@ def test_rates_go_on_by_epochs_where_a_resumed_one_has_other_steps(tmp_path: Pat
     optim = OptimConfig(learning_rate=0.01, schedule=schedule, step_epochs=2)
     images = loader(32).dataset
 
-    class Killed(CountsEpochs):
-        def __iter__(self) -> Any:
-            if self.epochs == 2:
-                raise RuntimeError("killed")
-            return super().__iter__()
-
     for name, batch_size in (("finer", 2), ("coarser", 16)):
         with pytest.raises(RuntimeError, match="killed"):
             trainer(output_dir=tmp_path / name, config=TrainConfig(optim=optim)).run_stage(
@@ -321,22 +324,14 @@ def test_rates_go_on_by_epochs_where_a_resumed_one_has_other_steps(tmp_path: Pat
             )
         again = trainer(output_dir=tmp_path / name, config=TrainConfig(optim=optim))
         history = again.run_stage(unary_stage(4), DataLoader(images, batch_size), resume=True)
-        steps = 32 // batch_size  # the rate is that of an epoch's last step, after it
         whole = trainer(config=TrainConfig(optim=optim)).run_stage(unary_stage(4), DataLoader(images, batch_size))
         assert len(whole["lr"]) == 4
-        assert steps in (16, 2)
         assert history["lr"][2:] == pytest.approx(whole["lr"][2:])
 
 
 def test_a_resumed_stage_has_the_options_of_now(tmp_path: Path) -> None:
     """Somebody lowers the rate of a run that went astray."""
     images = loader(16).dataset
-
-    class Killed(CountsEpochs):
-        def __iter__(self) -> Any:
-            if self.epochs == 2:
-                raise RuntimeError("killed")
-            return super().__iter__()
 
     first = TrainConfig(optim=OptimConfig(learning_rate=0.01, weight_decay=0.1))
     now = TrainConfig(optim=OptimConfig(learning_rate=0.001, weight_decay=0.2, momentum=0.5))
