@@ -50,7 +50,7 @@ def whole_folder(config: DataConfig) -> SegmentationDataset:
     """
     _refuse_unused(config)
     classes = _folder_classes(config)
-    names = _training_names(config)
+    names = _listed_names(config)
     pairs = pair_by_stem(*_images_and_labels(config), names)
     return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
 
@@ -139,7 +139,7 @@ def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
 def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
     classes = _folder_classes(config)
     images, labels = _images_and_labels(config)
-    names = _training_names(config)
+    names = _listed_names(config)
     if config.val_images and config.val_labels:
         val_names = None if config.val_list is None else _read_once(config.val_list)
         val = pair_by_stem(Path(config.val_images), Path(config.val_labels), val_names)
@@ -162,7 +162,7 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
     )
 
 
-def _training_names(config: DataConfig) -> list[str] | None:
+def _listed_names(config: DataConfig) -> list[str] | None:
     return None if config.image_list is None else read_names(config.image_list, "data.image_list")
 
 

@@ -14,8 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VOID = 255
-MOST_PIXELS = 1 << 29
 """The label of pixels that count in no loss and no measure."""
+MOST_PIXELS = 1 << 29
+"""Of an image that is read; one that claims to have more may be broken."""
 
 # Grey PNG files of fewer than 8 bits: Pillow stretches their values to 0..255, which would scramble class indices.
 _STRETCH = {"L;2": 85, "L;2R": 85, "L;4": 17, "L;4R": 17}
