@@ -16,7 +16,7 @@ from torch import nn
 
 from piecewise_training.crf import DenseCRF, Kernel
 from piecewise_training.dataset import Classes, normalise
-from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.model import PiecewiseTrainedModel, load_crf
 from piecewise_training.networks import ContextualCRF, Relation, vgg
 
 
@@ -130,27 +130,70 @@ def test_updates_that_were_set_later_are_saved(tmp_path: Path) -> None:
     assert (loaded.crf.num_iterations, loaded.crf.train_iterations) == (1, 2)
 
 
-def test_a_crf_that_was_taken_away_or_changed(tmp_path: Path) -> None:
-    model = small_model()
-    others: list[dict[str, Any]] = [
+@pytest.mark.parametrize(
+    "options",
+    [
         {"class_bias": True},
         {"spatial": "exact"},
         {"normalization": "none"},
+        {"pos_w": 1.0, "learn_bandwidths": False},
         {"kernels": [Kernel(3.0), Kernel(80.0, 13.0, compatibility="potts")]},
-    ]
-    for options in others:
-        model.crf = DenseCRF(3, **options)
-        with pytest.raises(ValueError, match="`crf` is another than the model was built with, and could not be loaded"):
-            model.save(tmp_path / "model.safetensors")
-    assert not list(tmp_path.iterdir())
-    model.crf = DenseCRF(3, pos_w=1.0)
+    ],
+)
+def test_a_crf_that_was_exchanged_is_saved(options: dict[str, Any], tmp_path: Path) -> None:
+    model = small_model()
+    model.crf = DenseCRF(3, **options)
+    with torch.no_grad():
+        model.crf.log_pos_w += 0.5
     model.save(tmp_path / "model.safetensors")
     loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3)).crf
     assert loaded is not None
-    assert float(loaded.pos_w.detach()) == pytest.approx(1.0)
+    assert loaded.is_built_like(model.crf)
+    assert loaded.configuration() == model.crf.configuration()
+    assert all(map(torch.equal, loaded.parameters(), model.crf.parameters()))
+
+
+def test_a_crf_that_was_taken_away(tmp_path: Path) -> None:
+    model = small_model()
     model.crf = None
     model.save(tmp_path / "model.safetensors")
     assert PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=Blocks(3)).crf is None
+
+
+def test_a_crf_that_is_not_for_the_model_is_not_saved(tmp_path: Path) -> None:
+    model = small_model()
+    model.crf = DenseCRF(4)
+    with pytest.raises(ValueError, match="`crf` must have 3 classes; it has 4"):
+        model.save(tmp_path / "model.safetensors")
+    model.crf = DenseCRF(3, kernels=[Kernel(feature_stds={"depth": 1.0})])
+    with pytest.raises(ValueError, match=r"`crf` has kernels of further maps \(depth\)"):
+        model.save(tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_crf_alone_is_read_without_the_network(tmp_path: Path) -> None:
+    model = small_model(crf_iterations=4, crf={"temperature": True, "pos_w": 2.0})
+    assert model.crf is not None
+    with torch.no_grad():
+        model.crf.pos_compatibility += 0.25
+    model.save(tmp_path / "piecewise_model_final.safetensors")
+    model.crf.save(tmp_path / "crf.safetensors")
+    for path in (tmp_path, tmp_path / "piecewise_model_final.safetensors", tmp_path / "crf.safetensors"):
+        crf = load_crf(path)
+        assert not crf.training
+        assert crf.configuration() == model.crf.configuration()
+        assert all(map(torch.equal, crf.parameters(), model.crf.parameters()))
+
+
+def test_where_there_is_no_crf_to_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no model .*a.safetensors"):
+        load_crf(tmp_path / "a.safetensors")
+    small_model(use_crf=False).save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors holds a model without a dense CRF"):
+        load_crf(tmp_path / "a.safetensors")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="was not written by DenseCRF.save"):
+        load_crf(tmp_path / "a.safetensors")
 
 
 def test_grey_levels_are_exact_after_any_cast() -> None:

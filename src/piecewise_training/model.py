@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -17,15 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from piecewise_training import __version__, checks
+from piecewise_training import checks
 from piecewise_training.compiling import uncompiled
 from piecewise_training.crf import DenseCRF
 from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, Classes
 from piecewise_training.networks import ContextualCRF, Pretrained, Relation, build_unary
 from piecewise_training.networks.nodes import area_means, node_grid
-from piecewise_training.writing import atomic_write
+from piecewise_training.storage import SUFFIX, plain, read_header, save_weights
 
-__all__ = ["DenseCRF", "PiecewiseTrainedModel"]
+__all__ = ["DenseCRF", "PiecewiseTrainedModel", "load_crf"]
 
 _FORMAT = "piecewise-training model"
 
@@ -119,12 +118,7 @@ class PiecewiseTrainedModel(nn.Module):
         )
         self.context = _build_context(context, self.unary, num_classes)
         self.crf = DenseCRF(num_classes, crf_iterations, **(crf or {})) if use_crf else None
-        maps = {name for kernel in (self.crf.kernels.values() if self.crf else ()) for name in kernel.feature_stds}
-        if maps:
-            raise ValueError(
-                f"`crf` has kernels of further maps ({', '.join(sorted(maps))}), but a model is given images alone. "
-                "Call a DenseCRF of your own with its `features`."
-            )
+        _check_crf(self.crf, num_classes)
         self.configuration: dict[str, Any] = {
             "num_classes": num_classes,
             "crf_iterations": crf_iterations,
@@ -135,7 +129,7 @@ class PiecewiseTrainedModel(nn.Module):
             "featmap": None if featmap is None else dict(featmap),
             "context": None if self.context is None else self.context.configuration(),
         }
-        self.configuration = _plain(self.configuration)
+        self.configuration = plain(self.configuration)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -238,37 +232,20 @@ class PiecewiseTrainedModel(nn.Module):
         """Writes weights and configuration to one safetensors file, the configuration as JSON in its header.
 
         Raises:
-            ValueError: the file's name does not end in .safetensors, or `crf` is another than the model was built with.
+            ValueError: the file's name does not end in .safetensors, or the model was given a `crf` that is not for it.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"`path` must end in .safetensors; got {path}.")
-        header = {
-            "format": _FORMAT,
-            "version": __version__,
-            "model": json.dumps(self._present_configuration()),
-            "classes": json.dumps(asdict(self.classes)),
-        }
-        # Clones, because safetensors refuses tensors that share memory, as tied weights do.
-        state = {name: value.cpu().contiguous().clone() for name, value in self.state_dict().items()}
-        with atomic_write(path) as temporary:
-            safetensors.torch.save_file(state, temporary, header)
+        save_weights(self, path, _FORMAT, model=self._present_configuration(), classes=asdict(self.classes))
 
     def _present_configuration(self) -> dict[str, Any]:
-        """The configuration, with what may have been set since: the CRFs' numbers of updates, or that there is none."""
+        """The configuration, with what may have been set since: the CRFs, or that there is none."""
         present = {**self.configuration, "use_crf": self.crf is not None}
-        present["context"] = None if self.context is None else _plain(self.context.configuration())
+        present["context"] = None if self.context is None else plain(self.context.configuration())
         if self.crf is None:
             return present
-        present |= _plain({"crf_iterations": self.crf.num_iterations})
-        present["crf"] = present["crf"] | _plain({"train_iterations": self.crf.train_iterations})
-        again = DenseCRF(self.num_classes, present["crf_iterations"], **present["crf"])
-        if not self.crf.is_built_like(again):
-            raise ValueError(
-                "`crf` is another than the model was built with, and could not be loaded again. Give its options as "
-                "`crf` to PiecewiseTrainedModel."
-            )
-        return present
+        _check_crf(self.crf, self.num_classes)
+        crf = self.crf.configuration()
+        del crf["num_classes"]
+        return {**present, "crf_iterations": crf.pop("num_iterations"), "crf": crf}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PiecewiseTrainedModel:
         """Moves and casts; ImageNet's mean and deviation stay exact, for the CRF wants grey levels."""
@@ -290,19 +267,8 @@ class PiecewiseTrainedModel(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file is no saved model, or `unary` is missing, superfluous or does not fit.
         """
-        path = Path(path)
-        if path.is_dir():
-            folder, path = path, path / "piecewise_model_final.safetensors"
-            if not path.is_file() and (folder / "checkpoints").is_dir():
-                raise FileNotFoundError(
-                    f"the run in {folder} is not finished and has no model yet: "
-                    f"piecewise train --output {folder} --resume goes on with it."
-                )
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no model {path}: name the folder of a run, or a file that `save` has written."
-            )
-        header = _header(path)
+        path = _model_file(Path(path))
+        header = read_header(path)
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} holds weights but no model's configuration; it was not written by save.")
         configuration = json.loads(header["model"])
@@ -331,36 +297,70 @@ class PiecewiseTrainedModel(nn.Module):
         return model.eval()
 
 
+def load_crf(path: str | Path) -> DenseCRF:
+    """Reads a trained dense CRF alone, in evaluation mode, for scores that come from elsewhere.
+
+    Args:
+        path: a run's folder, or a file that `PiecewiseTrainedModel.save` or `DenseCRF.save` has written. A model's
+            network is not needed, nor built.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds neither, or a model without a dense CRF.
+    """
+    path = _model_file(Path(path))
+    header = read_header(path)
+    if header.get("format") != _FORMAT:
+        return DenseCRF.load(path)
+    configuration = json.loads(header["model"])
+    if not configuration["use_crf"]:
+        raise ValueError(f"{path} holds a model without a dense CRF.")
+    crf = DenseCRF(configuration["num_classes"], configuration["crf_iterations"], **configuration["crf"])
+    with safetensors.safe_open(path, framework="pt") as file:
+        crf.load_state_dict({name: file.get_tensor(f"crf.{name}") for name in crf.state_dict()})
+    return crf.eval()
+
+
 def read_configuration(path: str | Path) -> dict[str, Any]:
     """How the model in a file that `PiecewiseTrainedModel.save` has written is built; {} for weights alone.
 
     Raises:
         ValueError: the file ends in .safetensors and is none.
     """
-    if Path(path).suffix != ".safetensors":
+    if Path(path).suffix != SUFFIX:
         return {}
-    header = _header(Path(path))
+    header = read_header(Path(path))
     found: dict[str, Any] = json.loads(header["model"]) if header.get("format") == _FORMAT else {}
     return found
 
 
-def _header(path: Path) -> dict[str, str]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}).") from error
+def _check_crf(crf: DenseCRF | None, num_classes: int) -> None:
+    if crf is None:
+        return
+    if crf.num_classes != num_classes:
+        raise ValueError(f"`crf` must have {num_classes} classes; it has {crf.num_classes}.")
+    maps = {name for kernel in crf.kernels.values() for name in kernel.feature_stds}
+    if maps:
+        raise ValueError(
+            f"`crf` has kernels of further maps ({', '.join(sorted(maps))}), but a model is given images alone. "
+            "Call a DenseCRF of your own with its `features`."
+        )
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it: options may be NumPy's numbers, or kernels."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
-    return value.item() if isinstance(value, np.generic) else value
+def _model_file(path: Path) -> Path:
+    """The file of a saved model, which may be named by its run's folder."""
+    if path.is_dir():
+        folder, path = path, path / "piecewise_model_final.safetensors"
+        if not path.is_file() and (folder / "checkpoints").is_dir():
+            raise FileNotFoundError(
+                f"the run in {folder} is not finished and has no model yet: "
+                f"piecewise train --output {folder} --resume goes on with it."
+            )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no model {path}: name the folder of a run, or a file that `save` has written."
+        )
+    return path
 
 
 def _build_context(

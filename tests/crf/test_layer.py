@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from piecewise_training import crf as package
@@ -222,3 +224,53 @@ def test_wrong_number_of_classes() -> None:
     scores, image = scene(4, 5, 3)
     with pytest.raises(ValueError, match=r"`unary_logits` must have 4 classes; got \(1, 3, 4, 5\) float32"):
         DenseCRF(4)(scores, image)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compatibility": "class", "temperature": True, "normalization": "none", "backend": "reference"},
+        {
+            "num_iterations": 3,
+            "train_iterations": 2,
+            "kernels": [
+                Kernel(xy_std=2, compatibility="potts"),
+                Kernel(30, 4, {"depth": 0.5}, np.float32(1.5)),
+                Kernel(9, 9),
+            ],
+            "learn_bandwidths": False,
+            "class_bias": True,
+            "spatial": "exact",
+        },
+    ],
+)
+def test_is_saved_and_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    crf = DenseCRF(3, **options)
+    with torch.no_grad():
+        for parameter in crf.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    crf.save(tmp_path / "crf.safetensors")
+    again = DenseCRF.load(tmp_path / "crf.safetensors")
+    assert again.is_built_like(crf)
+    assert not again.training
+    assert again.configuration() == crf.configuration()
+    learned = {name: parameter.requires_grad for name, parameter in crf.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in again.named_parameters()} == learned
+    scores, image = scene(9, 10, 3)
+    maps = {"depth": torch.rand(1, 1, 9, 10)}
+    torch.testing.assert_close(again(scores, image, maps), crf.eval()(scores, image, maps), rtol=0, atol=0)
+
+
+def test_what_is_no_saved_crf(tmp_path: Path) -> None:
+    path = tmp_path / "crf.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"there is no CRF .*crf.safetensors: name a file that DenseCRF.save"):
+        DenseCRF.load(path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"crf.safetensors was not written by DenseCRF.save: it holds other weights"):
+        DenseCRF.load(path)
+    model.PiecewiseTrainedModel(2, unary=torch.nn.Conv2d(3, 2, 1)).save(path)
+    with pytest.raises(ValueError, match=r"DenseCRF.save: it holds piecewise-training model"):
+        DenseCRF.load(path)
+    with pytest.raises(ValueError, match=r"`path` must end in .safetensors; got .*crf.pth"):
+        DenseCRF(2).save(tmp_path / "crf.pth")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,8 +20,11 @@ from piecewise_training.crf.filtering import GaussianKernel, Normalization
 from piecewise_training.crf.lattice import Backend
 from piecewise_training.crf.meanfield import PairwiseTerm, mean_field
 from piecewise_training.crf.pixels import Spatial, bilateral_kernel, require_memory, spatial_kernel
+from piecewise_training.storage import plain, read_header, save_weights
 
 Costs = Literal["potts", "class", "matrix"]
+
+_FORMAT = "piecewise-training dense CRF"
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,7 @@ class DenseCRF(nn.Module):
         self.train_iterations = train_iterations
         self._options: dict[str, Any] = {"normalization": normalization, "backend": backend}
         self._spatial: Spatial = spatial
+        self._learn_bandwidths = learn_bandwidths
         if kernels is None:
             kernels = (
                 Kernel(pos_xy_std, weight=pos_w, compatibility=compatibility),
@@ -194,6 +201,52 @@ class DenseCRF(nn.Module):
             for name, kernel in self.kernels.items()
             for part in (*kernel.stds(), "w")
         }
+
+    def configuration(self) -> dict[str, Any]:
+        """The arguments that build this CRF again as it began, as JSON can hold them."""
+        return plain(
+            {
+                "num_classes": self.num_classes,
+                "num_iterations": self.num_iterations,
+                "kernels": list(self.kernels.values()),
+                "learn_bandwidths": self._learn_bandwidths,
+                "temperature": self.log_temperature is not None,
+                "class_bias": self.class_bias is not None,
+                "train_iterations": self.train_iterations,
+                "spatial": self._spatial,
+                **self._options,
+            }
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes what was learned and the configuration to one safetensors file.
+
+        Raises:
+            ValueError: the file's name does not end in .safetensors.
+        """
+        save_weights(self, path, _FORMAT, crf=self.configuration())
+
+    @classmethod
+    def load(cls, path: str | Path) -> DenseCRF:
+        """Reads back what `save` has written, in evaluation mode.
+
+        That of a whole model is read by `piecewise_training.model.load_crf`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file holds something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no CRF {path}: name a file that DenseCRF.save has written.")
+        header = read_header(path)
+        if header.get("format") != _FORMAT:
+            raise ValueError(
+                f"{path} was not written by DenseCRF.save: it holds {header.get('format', 'other weights')}."
+            )
+        crf = cls(**json.loads(header["crf"]))
+        crf.load_state_dict(safetensors.torch.load_file(path))
+        return crf.eval()
 
     def is_built_like(self, other: DenseCRF) -> bool:
         """Whether the weights of either fit the other, and would mean the same there."""
