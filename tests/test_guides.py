@@ -59,7 +59,8 @@ CODE = [
 
 
 @pytest.mark.parametrize("page", CODE)
-def test_code_runs(page: Path) -> None:
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     run(page, {"__name__": page.stem})
 
 
@@ -143,16 +144,18 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("configs").symlink_to(CONFIGS)
     scenes = SyntheticDataset(10, image_size=(64, 80))
     data = ("my_data/images", "my_data/labels", "other_data/images", "other_data/labels")
-    for folder in (*data, "photos", "scores", "masks"):
+    for folder in (*data, "photos", "scores", "masks", "truth"):
         Path(folder).mkdir(parents=True)
     for place in range(10):
         image, label = scenes.read(place)
         for root in ("my_data", "other_data"):
             Image.fromarray(image).save(f"{root}/images/{place}.png")
             Image.fromarray(label % 5).save(f"{root}/labels/{place}.png")
-    Image.fromarray(image).save("photos/new.png")
+    for name in ("new", "old"):
+        Image.fromarray(image).save(f"photos/{name}.png")
+        Image.fromarray(label % 5).save(f"truth/{name}.png")
+        np.save(f"scores/{name}.npy", np.random.default_rng(0).standard_normal((5, 64, 80)).astype(np.float32))
     Image.fromarray(label % 5).save("masks/new.png")
-    np.save("scores/new.npy", np.random.default_rng(0).standard_normal((5, 64, 80)).astype(np.float32))
     waiting = [command for command in commands() if command not in ELSEWHERE]
     assert set(ELSEWHERE) < set(commands())
     for command in sorted(waiting, key=lambda command: not command.startswith("train")):  # the others need its run
@@ -171,6 +174,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*Path("predictions").iterdir()]
     assert [*Path("refined").iterdir()]
     assert [*Path("mended").iterdir()]
+    assert [*Path("learned").iterdir()]
 
 
 def test_commands_of_torchrun_are_found() -> None:

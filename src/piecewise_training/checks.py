@@ -31,6 +31,20 @@ def describe(value: object) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
+def as_tensor(name: str, value: object) -> Tensor:
+    """A tensor as it is; of an array one that shares its memory where it can.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"`{name}` must be a torch.Tensor or a NumPy array; got {describe(value)}.")
+    whole = np.ascontiguousarray(value)
+    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+
+
 def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> None:
     """Checks what the dense CRF is given; `called` is the scores' name where they came in.
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from piecewise_training.inference import evaluate, evaluation
+from piecewise_training.crf import DenseCRF
+from piecewise_training.inference import evaluate, evaluate_crf, evaluation
+from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
 
 
@@ -30,3 +32,26 @@ def test_what_happens_once_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     batch = torch.randn(2, 3, 8, 10), torch.zeros(2, 8, 10, dtype=torch.long)
     evaluate(model, [batch, batch])
     assert events == ["network", "CRF", *["clock", "network", "clock", "CRF"] * 2]
+
+
+def test_a_crf_on_given_scores() -> None:
+    crf = DenseCRF(3, 2).train()
+    batches = []
+    for size in ((8, 10), (7, 9)):
+        scores, image = torch.randn(1, 3, *size), torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+        batches.append((scores, image, torch.randint(0, 3, (1, *size))))
+    found = evaluate_crf(crf, batches)
+    assert not crf.training
+    assert found.crf is not None
+    for result, predict in ((found.unary, lambda s, _: s), (found.crf, crf)):
+        metrics = SegmentationMetrics(3)
+        for scores, image, target in batches:
+            metrics.update(predict(scores, image).argmax(1), target)
+        assert torch.equal(result.confusion, metrics.confusion)
+        assert len(result.images) == 2
+    assert found.unary.seconds == 0 < found.crf.seconds
+
+
+def test_no_scores_to_evaluate_on() -> None:
+    with pytest.raises(ValueError, match="`batches` holds no image to evaluate on"):
+        evaluate_crf(DenseCRF(3), [])

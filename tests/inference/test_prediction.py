@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from piecewise_training.config import InferenceConfig
+from piecewise_training.crf import DenseCRF
 from piecewise_training.dataset import SyntheticDataset, normalise
 from piecewise_training.inference import evaluate, predict, prediction, refine, scores_from_labels
 from piecewise_training.metrics import SegmentationMetrics
@@ -113,17 +115,35 @@ def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.Mo
         refine(np.zeros((256, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
 
 
-def test_refine_gives_probabilities_of_any_array_in_any_case() -> None:
+@pytest.mark.parametrize("how", [{"damping": 0.5}, {"crf": DenseCRF(3, temperature=True).eval()}])
+def test_refine_gives_probabilities_of_any_array_in_any_case(how: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     scores, image = rng.normal(size=(3, 9, 11)), rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    labels, probabilities = refine(scores, image, damping=0.5)
+    labels, probabilities = refine(scores, image, **how)
     assert np.allclose(probabilities.sum(0), 1)
     frozen = scores.copy()
     frozen.flags.writeable = False
     for array in (frozen, np.asfortranarray(scores), scores[::-1].copy()[::-1]):
-        again = refine(array, image, damping=0.5, logarithm=False)
+        again = refine(array, image, **how, **({} if "crf" in how else {"logarithm": False}))
         assert (again[0] == labels).all()
         assert np.array_equal(again[1], probabilities)
+
+
+def test_refine_with_a_learned_crf() -> None:
+    crf = DenseCRF(3, 4, pos_w=0.5, class_bias=True).eval()
+    with torch.no_grad():
+        crf.pos_compatibility += 0.1 * torch.randn(3, 3)
+    rng = np.random.default_rng(0)
+    scores, image = rng.normal(size=(3, 9, 11)).astype(np.float32), rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    labels, probabilities = refine(scores, image, crf)
+    with torch.no_grad():
+        expected = crf(torch.from_numpy(scores)[None], torch.from_numpy(image).movedim(-1, 0)[None])[0]
+    assert np.array_equal(labels, expected.argmax(0).numpy())
+    assert np.array_equal(probabilities, expected.exp().numpy())
+    with pytest.raises(ValueError, match="`crf` has kernels of its own: leave out pos_w, iterations"):
+        refine(scores, image, crf, pos_w=1.0, iterations=3)
+    with pytest.raises(ValueError, match=r"`unary_logits` must have 3 classes; got \(1, 2, 9, 11\)"):
+        refine(scores[:2], image, crf)
 
 
 def test_refine_sharpens_a_blurred_border() -> None:

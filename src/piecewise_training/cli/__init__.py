@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from piecewise_training import __version__
-from piecewise_training.cli import data, demo, evaluate, export, predict, refine, report, train
+from piecewise_training.cli import data, demo, evaluate, export, learn, predict, refine, report, train
 from piecewise_training.cli.parsing import Parser, command_parser
 
 _COMMANDS: dict[str, Any] = {
     "train": train.run,
     "evaluate": evaluate.run,
     "predict": predict.run,
+    "learn": learn.run,
     "refine": refine.run,
     "report": report.run,
     "demo": demo.run,

@@ -12,6 +12,33 @@ import numpy as np
 from piecewise_training.dataset.files import DataError, check_label, read_label
 from piecewise_training.inference import scores_from_labels
 
+SCORED = "_probabilities"  # ends the names of what `piecewise predict --probabilities` writes beside the labels
+_SCORE_SUFFIXES = (".npy", ".npz", ".png")
+
+
+def find_scores(inputs: Iterable[str]) -> list[Path]:
+    """The files of scores or labels that the inputs name; of predictions not the labels where there are scores.
+
+    Raises:
+        FileNotFoundError: an input names no such file.
+    """
+    paths = find_files(inputs, _SCORE_SUFFIXES, without="_overlay")
+    scored = {path for path in paths if path.stem.endswith(SCORED)}
+    return [path for path in paths if path.suffix != ".png" or path.with_name(f"{path.stem}{SCORED}.npz") not in scored]
+
+
+def class_count(num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
+    """The number of classes, which their names tell as well.
+
+    Raises:
+        ValueError: the two do not agree.
+    """
+    if class_names is None:
+        return num_classes
+    if num_classes not in (None, len(class_names)):
+        raise ValueError(f"`num_classes` is {num_classes}, but `class_names` lists {len(class_names)}.")
+    return len(class_names)
+
 
 def find_files(inputs: Iterable[str], suffixes: Sequence[str], without: str = "") -> list[Path]:
     """The files that the inputs name, in order and once: files, folders (not what lies deeper), globs.

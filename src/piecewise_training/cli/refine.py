@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-_SCORE_SUFFIXES = (".npy", ".npz", ".png")
-_SCORED = "_probabilities"  # ends the names of what `piecewise predict --probabilities` writes beside the labels
+from typing import Any, Literal
 
 
 def run(
@@ -23,7 +22,8 @@ def run(
     bilateral_xy_std: float = 80.0,
     bilateral_rgb_std: float = 13.0,
     bilateral_w: float = 10.0,
-    iterations: int = 10,
+    crf: str | None = None,
+    iterations: int | None = None,
     overlay: bool = True,
     probabilities: bool = False,
 ) -> int:
@@ -45,27 +45,23 @@ def run(
         bilateral_xy_std: bandwidth of the bilateral kernel, in pixels
         bilateral_rgb_std: bandwidth of the bilateral kernel, in grey levels
         bilateral_w: weight of the bilateral kernel
-        iterations: mean-field updates
+        crf: a learned CRF instead of these two kernels: what `piecewise learn` wrote, or the folder of a run
+        iterations: mean-field updates; those of a learned CRF, or 10
         overlay: whether to write NAME_overlay.png, the image with its labels painted over
         probabilities: also write NAME_probabilities.npz (K, H, W), float16
     """
     import numpy as np
     from rich.progress import track
 
-    from piecewise_training.cli.inputs import check_outputs, find_files, read_scores
+    from piecewise_training.cli.inputs import SCORED, check_outputs, class_count, find_scores, read_scores
     from piecewise_training.dataset import Classes
     from piecewise_training.dataset.files import DataError, partners, read_image
     from piecewise_training.inference import refine
     from piecewise_training.visualization import prediction_files, save_prediction
 
-    if class_names is not None:
-        if num_classes not in (None, len(class_names)):
-            raise ValueError(f"`num_classes` is {num_classes}, but `class_names` lists {len(class_names)}.")
-        num_classes = len(class_names)
-    paths = find_files(inputs, _SCORE_SUFFIXES, without="_overlay")
-    scored = {path for path in paths if path.stem.endswith(_SCORED)}
-    paths = [p for p in paths if p.suffix != ".png" or p.with_name(f"{p.stem}{_SCORED}.npz") not in scored]
-    pairs = list(zip(paths, partners(paths, Path(images), _SCORED), strict=True))
+    num_classes = class_count(num_classes, class_names)
+    paths = find_scores(inputs)
+    pairs = list(zip(paths, partners(paths, Path(images), SCORED), strict=True))
     kinds = {"with_overlay": overlay, "with_probabilities": probabilities}
     names = {path: prediction_files(partner.stem, **kinds) for path, partner in pairs}
     check_outputs(names, Path(output), [file for pair in pairs for file in pair])
@@ -76,14 +72,18 @@ def run(
         "bilateral_rgb_std": bilateral_rgb_std,
         "bilateral_w": bilateral_w,
     }
+    how: dict[str, Any] = kernels | {"iterations": 10 if iterations is None else iterations}
     scores, image = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
-    refine(scores, image, iterations=iterations, **kernels)  # an option out of its range is said before a file is read
+    refine(scores, image, **how)  # an option out of its range is said before a file is read
+    if crf is not None:
+        how = {"crf": _learned(crf, kernels, num_classes, iterations)}
+        num_classes = how["crf"].num_classes
     faults = []
     for path, partner in track(pairs, "refining"):
         try:
             image = np.asarray(read_image(partner))
             scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
-            labels, refined = refine(scores, image, iterations=iterations, **kernels)
+            labels, refined = refine(scores, image, **how)
         except DataError as error:  # which names the file
             faults.append(str(error))
             continue
@@ -104,3 +104,19 @@ def run(
     for fault in faults:
         print(f"piecewise refine: {fault}", file=sys.stderr)
     return 1 if faults else 0
+
+
+def _learned(path: str, kernels: Mapping[str, float], num_classes: int | None, iterations: int | None) -> Any:
+    """The CRF of a file or run, which nothing that was given contradicts."""
+    from piecewise_training.model import load_crf
+
+    defaults = inspect.signature(run).parameters
+    others = [name for name, value in kernels.items() if value != defaults[name].default]
+    if others:
+        raise ValueError(f"`crf` {path} has kernels of its own: leave out {', '.join(others)}.")
+    crf = load_crf(path)
+    if num_classes not in (None, crf.num_classes):
+        raise ValueError(f"`num_classes` is {num_classes}, but the CRF of {path} has {crf.num_classes} classes.")
+    if iterations is not None:
+        crf.num_iterations = iterations
+    return crf

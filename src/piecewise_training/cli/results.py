@@ -229,14 +229,19 @@ def write_results(
     write_page(folder / PAGE, {folder: record})
 
 
-def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequence[str], folder: Path) -> None:
-    """Prints the table of results, the notes and where everything is."""
+def summary_table(results: Mapping[str, Result]) -> Table:
+    """The measures of each result that fit a terminal."""
     columns, rows = summary_rows(results)
     table = Table("validation, %", *(_ON_SCREEN[c] for c in columns if c in _ON_SCREEN))
     for name, values in rows:
         shown = (f"{value:.1f}" for column, value in zip(columns, values, strict=True) if column in _ON_SCREEN)
         table.add_row(name, *shown)
-    console.print(table)
+    return table
+
+
+def print_summary(console: Console, results: Mapping[str, Result], remarks: Sequence[str], folder: Path) -> None:
+    """Prints the table of results, the notes and where everything is."""
+    console.print(summary_table(results))
     for remark in remarks:
         console.print(remark, highlight=False, markup=False)
     console.print(f"everything is in {folder}; its page is {folder / PAGE}", highlight=False, markup=False)

@@ -88,7 +88,7 @@ def dense_crf(
         >>> dense_crf(scores, image).argmax(0)[0]
         tensor([0, 0, 0, 0, 1, 1, 1, 1])
     """
-    logits, pixels = _tensor("scores", scores), _tensor("image", image)
+    logits, pixels = checks.as_tensor("scores", scores), checks.as_tensor("image", image)
     batched = logits.ndim == 4 or pixels.ndim == 4
     if not batched:
         logits, pixels = logits[None], pixels[None]
@@ -126,16 +126,6 @@ def dense_crf(
     return found if isinstance(scores, Tensor) else found.numpy()
 
 
-def _tensor(name: str, value: object) -> Tensor:
-    """A tensor as it is; of an array one that shares its memory where it can."""
-    if isinstance(value, Tensor):
-        return value
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"`{name}` must be a torch.Tensor or a NumPy array; got {checks.describe(value)}.")
-    whole = np.ascontiguousarray(value)
-    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
-
-
 def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple[Tensor | None, Tensor | None]:
     """The costs of the spatial and of the bilateral kernel."""
     shapes = ((classes,), (classes, classes))
@@ -143,9 +133,9 @@ def _for_each_kernel(compatibility: Compatibility | None, classes: int) -> tuple
         return None, None
     costs: Tensor | list[Tensor | None]
     if isinstance(compatibility, Tensor | np.ndarray):
-        costs = _tensor("compatibility", compatibility)
+        costs = checks.as_tensor("compatibility", compatibility)
     else:
-        costs = [None if own is None else _tensor("compatibility", own) for own in compatibility]
+        costs = [None if own is None else checks.as_tensor("compatibility", own) for own in compatibility]
     if isinstance(costs, Tensor) and costs.shape in shapes:
         return costs, costs
     stacked = isinstance(costs, Tensor) and costs.ndim == 3

@@ -196,6 +196,13 @@ def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
     return Path(config.root) / "images", Path(config.root) / "labels"
 
 
+def held_out(count: int, fraction: float, seed: int) -> list[int]:
+    """The places, in order, of the images that are drawn for validation: at least one, and not all."""
+    chosen = min(count - 1, max(1, round(fraction * count)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:chosen].tolist())
+
+
 def _split(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """A share of the images for validation, each once, and all entries of the others for training."""
     if not 0 < fraction < 1:
@@ -203,9 +210,7 @@ def _split(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], l
     once = list(dict.fromkeys(pairs))
     if len(once) < 2:
         raise DataError(f"{len(once)} pair cannot be split into training and validation; give data.val_images.")
-    held_out = min(len(once) - 1, max(1, round(fraction * len(once))))
-    order = torch.randperm(len(once), generator=torch.Generator().manual_seed(seed)).tolist()
-    val = [once[i] for i in sorted(order[:held_out])]
+    val = [once[place] for place in held_out(len(once), fraction, seed)]
     chosen = set(val)
     return [pair for pair in pairs if pair not in chosen], val
 

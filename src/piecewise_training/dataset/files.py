@@ -73,13 +73,28 @@ def partners(paths: Iterable[Path], folder: Path, ending: str = "") -> list[Path
     Raises:
         DataError: the folder is missing or empty, or a path has no partner in it.
     """
-    images = _by_stem(folder, "images")
     paths = list(paths)
-    found = [images.get(path.stem) or images.get(path.stem.removesuffix(ending)) for path in paths]
+    found = partners_if_any(paths, folder, ending, "images")
     absent = [path for path, partner in zip(paths, found, strict=True) if partner is None]
     if absent:
         raise DataError(f"{absent[0]}{_and_more(absent)} has no image of its name in {folder}.")
     return [partner for partner in found if partner is not None]
+
+
+def partners_if_any(paths: Iterable[Path], folder: Path, ending: str, called: str) -> list[Path | None]:
+    """The file of the same stem in a folder, or None, for each path; an `ending` of its stem does not count.
+
+    Args:
+        paths: of the files that want a partner.
+        folder: where the partners lie.
+        ending: of the paths' stems.
+        called: what errors call the folder.
+
+    Raises:
+        DataError: the folder is missing or empty.
+    """
+    known = _by_stem(folder, called)
+    return [known.get(path.stem) or known.get(path.stem.removesuffix(ending)) for path in paths]
 
 
 def read_names(image_list: str | Path | Sequence[str], called: str = "image_list") -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from piecewise_training.config import InferenceConfig
+from piecewise_training.crf import DenseCRF
 from piecewise_training.inference.averaging import check, score
 from piecewise_training.metrics import BorderMetrics, Scores, SegmentationMetrics, scores_from_confusion
 from piecewise_training.model import PiecewiseTrainedModel
@@ -112,6 +113,40 @@ def evaluate(
         crf.result() if model.crf is not None else None,
         context.result() if model.context is not None else None,
     )
+
+
+def evaluate_crf(
+    crf: DenseCRF,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    device: str | torch.device = "cpu",
+    void_is_border: bool = False,
+) -> Evaluation:
+    """Scores a dense CRF on a set of images whose scores are given, and these without it.
+
+    Args:
+        crf: left in evaluation mode, on `device`.
+        batches: scores (B, K, H, W), images (B, 3, H, W) in grey levels, and labels (B, H, W), 255 for void.
+        device: where to compute.
+        void_is_border: whether border measures take void for a border, as they should for PASCAL VOC.
+
+    Raises:
+        ValueError: there is no batch, or a label is neither a class nor void.
+    """
+    device = torch.device(device)
+    crf.to(device).eval()
+    given, refined = (_Tally(crf.num_classes, device, void_is_border) for _ in range(2))
+    with torch.inference_mode():
+        for scores, image, target in batches:
+            scores, image, target = scores.to(device), image.to(device), target.to(device)
+            if not given.images:  # what is compiled is not the time of an image
+                crf(scores[:1], image[:1])
+            clock = _Clock(device)
+            log_q = crf(scores, image)
+            refined.add(log_q.argmax(1), target, clock.lap())
+            given.add(scores.argmax(1), target, 0.0)
+    if not given.images:
+        raise ValueError("`batches` holds no image to evaluate on.")
+    return Evaluation(given.result(), refined.result())
 
 
 def _evaluate_batch(

@@ -11,8 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from piecewise_training import checks
 from piecewise_training.config import InferenceConfig
-from piecewise_training.crf import dense_crf
+from piecewise_training.crf import DenseCRF, dense_crf
 from piecewise_training.dataset import VOID, normalise
 from piecewise_training.inference.averaging import score
 from piecewise_training.model import PiecewiseTrainedModel
@@ -62,20 +63,26 @@ def predict(
 
 @torch.inference_mode()
 def refine(
-    scores: Float[np.ndarray, "k h w"], image: Image.Image | UInt8[np.ndarray, "h w 3"], **crf: Any
+    scores: Float[np.ndarray, "k h w"],
+    image: Image.Image | UInt8[np.ndarray, "h w 3"],
+    crf: DenseCRF | None = None,
+    **options: Any,
 ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "k h w"]]:
     """Refines somebody else's score maps with a dense CRF.
 
     Args:
         scores: unnormalised log-probabilities, such as logits; of probabilities, their logarithm.
         image: the RGB image of the same size.
-        **crf: weights, bandwidths and iterations, as `dense_crf` takes them; `logarithm` changes nothing here.
+        crf: one that was learned, in evaluation mode; its kernels are in it.
+        **options: without one weights, bandwidths and iterations, as `dense_crf` takes them; `logarithm` changes
+            nothing here.
 
     Returns:
         The labels (H, W) and the probabilities (K, H, W).
 
     Raises:
-        ValueError: shapes do not fit, there are more than 255 classes, or a score is not finite.
+        ValueError: shapes do not fit, there are more than 255 classes, a score is not finite, or there are both a `crf`
+            and options.
 
     Example:
         >>> labels, probabilities = refine(np.zeros((2, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
@@ -85,7 +92,13 @@ def refine(
     pixels = _pixels(image)
     if scores.shape[1:] == pixels.shape[1:]:
         _check_count(len(scores))
-    log_q = torch.from_numpy(dense_crf(scores[None], pixels[None], **(crf | {"logarithm": True})))
+    if crf is None:
+        log_q = torch.from_numpy(dense_crf(scores[None], pixels[None], **(options | {"logarithm": True})))
+    elif options:
+        raise ValueError(f"`crf` has kernels of its own: leave out {', '.join(options)}.")
+    else:
+        device = next(crf.parameters()).device
+        log_q = crf(checks.as_tensor("scores", scores)[None].to(device), pixels[None].to(device)).cpu()
     return _labels(log_q), log_q[0].exp().numpy()
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import lightning
 import torch
-import torchmetrics
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,18 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from piecewise_training import checks
 from piecewise_training.config import TrainConfig
 from piecewise_training.losses import VOID, edge_nll, node_labels, unary_loss
-from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import Nodes, PiecewiseTrainedModel
+from piecewise_training.trainer.learner import Learner
 from piecewise_training.trainer.schedule import build_optimizer, rate_schedule
 from piecewise_training.trainer.stages import Stage
 
-logger = logging.getLogger(__name__)
 
-MOST_LEFT_OUT = 10  # steps in a row
-_HALVINGS = 16  # that bring the scaler of half precision from its first 2 ** 16 down to 1
-
-
-class StageModule(lightning.LightningModule):
+class StageModule(Learner):
     """Trains what a stage says of a model.
 
     Args:
@@ -37,18 +29,16 @@ class StageModule(lightning.LightningModule):
     """
 
     class_weight: Tensor | None
+    remedy = "Lower `learning_rate`, or set `clip`; with `precision` 32 there is less room for it."
 
     def __init__(
         self, model: PiecewiseTrainedModel, stage: Stage, config: TrainConfig, weight: Tensor | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(stage.name, model.num_classes)
         self.model = model
         self.stage = stage
         self.config = config
         self.register_buffer("class_weight", weight, persistent=False)
-        self.metrics = SegmentationMetrics(model.num_classes)
-        self.mean_loss = torchmetrics.MeanMetric()
-        self._left_out = 0
         # Normalisation whose weights the user has frozen keeps its statistics, too.
         self._frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and _is_frozen(m)]
         if not stage.trains_unary:
@@ -81,34 +71,6 @@ class StageModule(lightning.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True, sync_dist=True)
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leaves out a step whose gradient is not finite: one would spoil its weights for good.
-
-        Raises:
-            FloatingPointError: so were those of the last ten steps; in half precision of sixteen more, in which the
-                scaler comes down from where it begins.
-        """
-        del optimizer
-        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
-            self._left_out = 0
-            return
-        self._left_out += 1
-        wrong = [name for name, gradient in gradients.items() if not bool(gradient.norm().isfinite())]
-        what = f"the gradient of {wrong[0]} and {len(wrong) - 1} others" if wrong else "the gradient"
-        place = f"{self.stage.name}, step {self.trainer.global_step + 1}"
-        scaled = self.trainer.precision == "16-mixed"
-        if self._left_out >= MOST_LEFT_OUT + (_HALVINGS if scaled else 0):
-            raise FloatingPointError(
-                f"{place}: {what} is not finite, for the {self._left_out}th step in a row. Training cannot go on. "
-                "Lower `learning_rate`, or set `clip`; with `precision` 32 there is less room for it."
-            )
-        if scaled:
-            return  # the scaler leaves the step out, as it often does, and lowers its scale
-        logger.warning("%s: %s is not finite; the step is left out", place, what)
-        for p in self.parameters():
-            p.grad = None
-
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Adds a batch to the validation's loss and confusion matrix.
 
@@ -122,17 +84,8 @@ class StageModule(lightning.LightningModule):
             nodes, logits, log_q = self._forward(image)
             judged = self.model.contextual(image, nodes) if self.stage.judged_by == "context" else log_q
             judged = logits if judged is None else judged
-            self.mean_loss.update(self._loss(nodes, logits, log_q, target), len(image))
-        self.metrics.update(judged.argmax(1), target)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean loss and what follows from the confusion matrix, of the images of all processes."""
-        scores = self.metrics.compute()
-        self.log("val_loss", self.mean_loss.compute())
-        for metric in (self.metrics, self.mean_loss):
-            metric.reset()
-        self.log("val_miou", scores.miou, prog_bar=True)
-        self.log("val_accuracy", scores.pixel_accuracy)
+            loss = self._loss(nodes, logits, log_q, target)
+        self.judge(judged.argmax(1), target, loss)
 
     def configure_optimizers(self) -> Any:
         """The stage's optimizer and schedule."""
