@@ -103,10 +103,10 @@ def test_models_of_any_precision(dtype: torch.dtype) -> None:
     other = predict(copy.deepcopy(model).to(dtype), image)
     assert (other.labels == single.labels).mean() > 0.9
     assert other.probabilities.dtype == np.float32
-    windows = InferenceConfig(window=(6, 7), overlap=0.1)
-    single, other = (predict(one, image, how=windows) for one in (model, copy.deepcopy(model).to(dtype)))
-    assert (other.labels == single.labels).mean() > 0.9
-    assert np.allclose(other.probabilities.sum(0), 1, atol=1e-3)
+    for how in (InferenceConfig(window=(6, 7), overlap=0.1), InferenceConfig(scales=(0.75, 1.3))):
+        single, other = (predict(one, image, how=how) for one in (model, copy.deepcopy(model).to(dtype)))
+        assert (other.labels == single.labels).mean() > 0.9
+        assert np.allclose(other.probabilities.sum(0), 1, atol=1e-3)
 
 
 def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.MonkeyPatch) -> None:

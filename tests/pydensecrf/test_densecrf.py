@@ -178,6 +178,25 @@ def test_linear_unary_energies() -> None:
         np.testing.assert_allclose(mine.inference(0), np.array(expected.inference(0)), atol=1e-6)
 
 
+def test_infinite_energies_are_those_of_impossible_labels() -> None:
+    """As of `-np.log` of a softmax that has zeros."""
+    image, probabilities = picture(12, 14, 3)
+    probabilities[0, :4] = 0
+    probabilities[1, :, 9:] = 0
+    with np.errstate(divide="ignore"):
+        energies = np.ascontiguousarray(-np.log(probabilities / probabilities.sum(0)).reshape(3, -1), np.float32)
+    found = []
+    for package in (ours, theirs):
+        d = package.DenseCRF2D(14, 12, 3)
+        d.setUnaryEnergy(energies)
+        d.addPairwiseGaussian(2, 3)
+        d.addPairwiseBilateral(10, 10, image, 5)
+        found.append(np.array(d.inference(4)))
+    assert (found[1][0, : 4 * 14] == 0).all()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert np.isinf(energies).any()  # the caller's are as they were
+
+
 def test_what_pydensecrf_refuses() -> None:
     """Double precision, other memory layouts, read-only arrays, grey and many-channelled images."""
     image, probabilities = picture(12, 14, 3)
@@ -303,6 +322,8 @@ def with_energy() -> Any:
         (lambda: crf().setUnaryEnergy(np.zeros((3, 5))), r"must be \(3, 20\), \(K, N\); got \(3, 5\)"),
         (lambda: crf().setUnaryEnergy(np.zeros(60)), r"`u` must be a matrix; got \(60,\)"),
         (lambda: crf().setUnaryEnergy(np.full((3, 20), np.nan)), "`u` must be finite; 60 of 60 values are not"),
+        (lambda: crf().setUnaryEnergy(np.full((3, 20), np.inf)), "`u` must be finite; 60 of 60 values are not"),
+        (lambda: crf().setUnaryEnergy(np.full((3, 20), -np.inf)), "`u` must be finite; 60 of 60 values are not"),
         (lambda: ours.LogisticUnary(np.zeros((3, 2)), np.zeros((3, 9))), r"`L` \(K, F\) and `f` \(F, N\) must fit"),
         (lambda: crf().addPairwiseEnergy(np.zeros((2, 4)), 3), r"`features` must be \(F, 20\); got \(2, 4\)"),
         (lambda: crf().addPairwiseEnergy(np.zeros((2, 20)), 3, kernel=7), "7 is not a valid KernelType"),

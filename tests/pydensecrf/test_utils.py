@@ -33,6 +33,7 @@ SOFTMAX = RNG.dirichlet(np.ones(3), (4, 5)).transpose(2, 0, 1)
         ("create_pairwise_bilateral", ((3, 2), 5, IMAGE[..., 0]), {}),
         ("compute_unary", (RNG.integers(0, 4, (4, 5)), 3), {}),
         ("softmax_to_unary", (SOFTMAX,), {}),
+        ("softmax_to_unary", (np.array([[1e-8, 1.0], [1 - 1e-8, 0.0]]),), {}),
     ],
 )
 def test_gives_what_theirs_gives(name: str, arguments: Any, options: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from piecewise_training.crf.dense import LEAST
 from piecewise_training.dataset.files import DataError, check_label, read_label
 from piecewise_training.inference import scores_from_labels
 
@@ -118,7 +119,7 @@ def read_scores(path: Path, size: tuple[int, int], kind: str, num_classes: int |
         return _finite(path, scores)
     if not _is_probability(scores):
         raise DataError(f"{path} holds no probabilities: they must be from 0 to 1 and sum to 1 over the classes.")
-    return np.log(scores.clip(1e-10, 1))
+    return np.log(scores.clip(LEAST, 1))
 
 
 def _finite(path: Path, logits: np.ndarray) -> np.ndarray:

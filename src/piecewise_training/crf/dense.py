@@ -20,7 +20,8 @@ from piecewise_training.crf.pixels import Spatial, bilateral_kernel, require_mem
 Array = TypeVar("Array", Tensor, np.ndarray)
 Compatibility = Tensor | np.ndarray | Sequence[Tensor | np.ndarray | None]
 
-_LEAST = 1e-5  # a probability below counts as this, as in pydensecrf's unary_from_softmax
+LEAST = 1e-5
+"""A probability below counts as this, as in pydensecrf's unary_from_softmax."""
 
 
 @uncompiled
@@ -155,4 +156,4 @@ def _log_of_probabilities(probabilities: Tensor) -> Tensor:
         raise ValueError(
             f"`scores` must lie within [0, 1], since `from_probs` is set; they reach from {low:.4g} to {high:.4g}."
         )
-    return probabilities.clamp(min=_LEAST).log()
+    return probabilities.clamp(min=LEAST).log()

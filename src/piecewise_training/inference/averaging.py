@@ -108,7 +108,8 @@ def _places(side: int, window: int, overlap: float) -> Iterator[slice]:
     if side <= window:
         yield slice(0, side)
         return
-    steps = -(-(side - window) // max(1, round(window * (1 - overlap))))
+    furthest = max(1, math.floor(window * (1 - overlap) + 1e-9))  # from one to the next
+    steps = -(-(side - window) // furthest)
     for step in range(steps + 1):
         start = round(step * (side - window) / steps)
         yield slice(start, start + window)
@@ -122,4 +123,6 @@ def _bump(side: int, like: Tensor) -> Tensor:
 def _resized(values: Tensor, size: list[int] | torch.Size, *, antialias: bool = False) -> Tensor:
     if list(values.shape[2:]) == list(size):
         return values
-    return functional.interpolate(values, tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    single = values.to(torch.promote_types(values.dtype, torch.float32))  # not every device resizes in half precision
+    how = {"mode": "bilinear", "align_corners": False, "antialias": antialias}
+    return functional.interpolate(single, tuple(size), **how).to(values.dtype)

@@ -22,6 +22,8 @@ from piecewise_training.crf.lattice import LatticeOperator
 from piecewise_training.crf.pixels import require_memory
 from piecewise_training.pydensecrf.costs import Costs
 
+_FAR = 1e4  # above any other energy: exp(-_FAR) is 0
+
 
 class KernelType(IntEnum):
     """Which parameters a kernel has beside its features: none, a factor for each of them, or a matrix."""
@@ -58,7 +60,7 @@ class ConstUnary(Unary):
     """Energies as they are, (K, N)."""
 
     def __init__(self, u: np.ndarray) -> None:
-        super().__init__(_matrix("u", u))
+        super().__init__(_matrix("u", _far_instead_of_infinite(u)))
 
 
 class LogisticUnary(Unary):
@@ -160,7 +162,7 @@ class DenseCRF:
         """Sets the energies u (K, N), or u (K, F) times features f (F, N).
 
         Raises:
-            ValueError: the shape does not fit, or an energy is not finite.
+            ValueError: the shape does not fit, an energy is NaN or minus infinity, or a point has no possible label.
         """
         self.setUnary(ConstUnary(u) if f is None else LogisticUnary(u, f))
 
@@ -370,6 +372,15 @@ def _bandwidths(name: str, value: float | Sequence[float], count: int) -> np.nda
     if len(found) not in (1, count) or not bool((found > 0).all()) or not bool(np.isfinite(found).all()):
         raise ValueError(f"`{name}` must be a number above 0 or {count} of them; got {value}.")
     return found
+
+
+def _far_instead_of_infinite(energy: np.ndarray) -> np.ndarray:
+    """Energies whose infinite ones, those of impossible labels, lie far above the least of their points instead."""
+    found = np.asarray(energy, np.float32)
+    impossible = np.isposinf(found)
+    if found.ndim != 2 or not impossible.any():
+        return found
+    return np.where(impossible, found.min(0) + _FAR, found)  # still infinite where a point has no possible label
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:

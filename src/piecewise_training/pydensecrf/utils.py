@@ -149,6 +149,6 @@ def compute_unary(labels: np.ndarray, M: int, GT_PROB: float = 0.5) -> np.ndarra
 
 
 def softmax_to_unary(sm: np.ndarray, GT_PROB: float = 1) -> np.ndarray:
-    """`unary_from_softmax` under its old name; probabilities are clipped at 1e-5."""
+    """`unary_from_softmax` under its old name, and without its clipping: what has probability 0 is impossible."""
     logger.warning("softmax_to_unary is the old name of unary_from_softmax")
-    return unary_from_softmax(sm, scale=None if GT_PROB == 1 else GT_PROB)
+    return unary_from_softmax(sm, scale=None if GT_PROB == 1 else GT_PROB, clip=None)
