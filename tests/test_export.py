@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from piecewise_training import export as module
 from piecewise_training.cli import main
@@ -54,6 +55,13 @@ def test_pt2(tmp_path: Path, size: tuple[int, int, int]) -> None:
     assert json.loads(extra["classes.json"]) == ["a", "b", "c"]
     picture = image(*size)
     torch.testing.assert_close(program.module()(picture), scores(network, picture), atol=1e-5, rtol=1e-4)
+
+
+def test_pt2_moves_to_another_device(tmp_path: Path) -> None:
+    """As the guide says for a GPU; here to the device of tensors without values, which refuses those of others."""
+    export(model(), tmp_path / "net.pt2")
+    program = move_to_device_pass(torch.export.load(tmp_path / "net.pt2"), "meta")
+    assert program.module()(image(1, 25, 31).to("meta")).shape == (1, 3, 25, 31)
 
 
 def test_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -320,24 +320,51 @@ def test_one_broken_image_does_not_stop_the_others(
     assert (out / "b.png").is_file()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("there is no memory"),
+        RuntimeError("there is no memory\nException raised from"),
+        OSError("there is no memory"),
+    ],
+)
 def test_an_image_that_fails_does_not_stop_the_others(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     for name, width in (("a", 500), ("b", 40)):
         Image.new("RGB", (width, 32)).save(tmp_path / f"{name}.png")
 
     def scarce(model: PiecewiseTrainedModel, image: Image.Image, **kwargs: Any) -> Any:
         if image.width == 500:
-            raise MemoryError("there is not enough memory")
+            raise error
         return predict(model, image, **kwargs)
 
     monkeypatch.setattr(inference, "predict", scarce)
     out = tmp_path / "out"
     assert main(["predict", str(tmp_path), "--model", str(run), "--output", str(out), "--device", "cpu"]) == 1
     captured = capsys.readouterr()
-    assert f"{tmp_path / 'a.png'}: there is not enough memory" in captured.err
+    assert f"{tmp_path / 'a.png'}: there is no memory\n" in captured.err
     assert "1 predictions are in" in captured.out
     assert (out / "b.png").is_file()
+
+
+def test_a_prediction_that_cannot_be_written_does_not_stop_the_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside `a_long_name.png` the overlay's name is too long for a file."""
+    long = "a" * 246
+    for name in (long, "b"):
+        Image.new("RGB", (40, 32)).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    assert main(["predict", str(tmp_path), "--model", str(run), "--output", str(out), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert f"{long}.png: [Errno 36] File name too long" in captured.err
+    assert (out / f"{long}.png").is_file()
+    assert (out / "b_overlay.png").is_file()
 
 
 def test_an_option_out_of_its_range_is_said_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

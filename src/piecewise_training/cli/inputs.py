@@ -16,6 +16,14 @@ from piecewise_training.inference import scores_from_labels
 SCORED = "_probabilities"  # ends the names of what `piecewise predict --probabilities` writes beside the labels
 _SCORE_SUFFIXES = (".npy", ".npz", ".png")
 
+# What may go wrong with one image of many. PyTorch's lack of memory is a RuntimeError, a name too long an OSError.
+FAULTS = (ValueError, MemoryError, RuntimeError, OSError)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace that PyTorch adds to it."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
 
 def find_scores(inputs: Iterable[str]) -> list[Path]:
     """The files of scores or labels that the inputs name; of predictions not the labels where there are scores.

@@ -36,10 +36,9 @@ def run(
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
     import numpy as np
-    import torch
     from rich.progress import track
 
-    from piecewise_training.cli.inputs import check_outputs, find_files
+    from piecewise_training.cli.inputs import FAULTS, check_outputs, find_files, first_line
     from piecewise_training.dataset.files import SUFFIXES, DataError, read_image
     from piecewise_training.inference import predict
     from piecewise_training.inference.averaging import check
@@ -57,21 +56,19 @@ def run(
         try:
             image = read_image(path)
             prediction = predict(network, image, apply_crf=crf, how=inference)
+            save_prediction(
+                Path(output),
+                path.stem,
+                prediction.labels,
+                prediction.probabilities,
+                np.asarray(image),
+                network.classes,
+                **kinds,
+            )
         except DataError as error:  # which names the file
             faults.append(str(error))
-            continue
-        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-            faults.append(f"{path}: {error}")
-            continue
-        save_prediction(
-            Path(output),
-            path.stem,
-            prediction.labels,
-            prediction.probabilities,
-            np.asarray(image),
-            network.classes,
-            **kinds,
-        )
+        except FAULTS as error:
+            faults.append(f"{path}: {first_line(error)}")
     print(f"{len(paths) - len(faults)} predictions are in {output}")
     for fault in faults:
         print(f"piecewise predict: {fault}", file=sys.stderr)

@@ -53,7 +53,15 @@ def run(
     import numpy as np
     from rich.progress import track
 
-    from piecewise_training.cli.inputs import SCORED, check_outputs, class_count, find_scores, read_scores
+    from piecewise_training.cli.inputs import (
+        FAULTS,
+        SCORED,
+        check_outputs,
+        class_count,
+        find_scores,
+        first_line,
+        read_scores,
+    )
     from piecewise_training.dataset import Classes
     from piecewise_training.dataset.files import DataError, partners, read_image
     from piecewise_training.inference import refine
@@ -84,22 +92,12 @@ def run(
             image = np.asarray(read_image(partner))
             scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
             labels, refined = refine(scores, image, **how)
+            classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
+            save_prediction(Path(output), partner.stem, labels, refined, image, classes, **kinds)
         except DataError as error:  # which names the file
             faults.append(str(error))
-            continue
-        except (ValueError, MemoryError) as error:
-            faults.append(f"{path}: {error}")
-            continue
-        classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
-        save_prediction(
-            Path(output),
-            partner.stem,
-            labels,
-            refined,
-            image,
-            classes,
-            **kinds,
-        )
+        except FAULTS as error:
+            faults.append(f"{path}: {first_line(error)}")
     print(f"{len(paths) - len(faults)} refined label images are in {output}")
     for fault in faults:
         print(f"piecewise refine: {fault}", file=sys.stderr)

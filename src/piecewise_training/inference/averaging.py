@@ -124,5 +124,5 @@ def _resized(values: Tensor, size: list[int] | torch.Size, *, antialias: bool = 
     if list(values.shape[2:]) == list(size):
         return values
     single = values.to(torch.promote_types(values.dtype, torch.float32))  # not every device resizes in half precision
-    how = {"mode": "bilinear", "align_corners": False, "antialias": antialias}
-    return functional.interpolate(single, tuple(size), **how).to(values.dtype)
+    resized = functional.interpolate(single, tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    return resized.to(values.dtype)
