@@ -20,6 +20,8 @@ RelationName = Literal["surrounding", "above_below"]
 class DataConfig:
     """What is trained on.
 
+    The configuration that a run leaves has its files and folders by their whole paths.
+
     Attributes:
         name: The data set; "folder" takes any images and labels, "synthetic" draws its own.
         root: Folder of voc2012, voc2012_aug, cityscapes or camvid, or of a "folder" that holds images/ and labels/.
@@ -29,7 +31,7 @@ class DataConfig:
         val_images: Folder of validation images, for "folder"; without it a part of the training images is held out.
         val_labels: Folder of validation labels, for "folder".
         val_list: File with the names of the validation images, for "folder".
-        val_fraction: Share of the images held out, where neither val_images nor val_list is given.
+        val_fraction: Share of the images held out, where neither val_images nor val_list is given; null means 0.2.
         num_classes: Number of classes, for "folder".
         class_names: Names of the classes in the order of their indices, for "folder".
         image_size: Height and width to which images are resized; the size of the drawn scenes, for "synthetic".
@@ -56,7 +58,7 @@ class DataConfig:
     val_images: str | None = None
     val_labels: str | None = None
     val_list: str | None = None
-    val_fraction: float = 0.2
+    val_fraction: float | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None

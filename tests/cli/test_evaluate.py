@@ -51,7 +51,7 @@ def test_of_other_images_the_run_holds_out_none(completed: Any, place: list[str]
         "root": None, "images": None, "labels": None, **given
     }  # fmt: skip
     assert [found[key] for key in ("image_list", "val_images", "val_labels", "val_list")] == [None] * 4
-    assert (found.name, found.num_classes, found.val_fraction) == ("folder", 7, 0.2)
+    assert (found.name, found.num_classes, found.val_fraction) == ("folder", 7, None)
     assert completed({**OWN, **split}, *place, "--data.val_list", "mine.txt").data.val_list == "mine.txt"
 
 
@@ -139,7 +139,7 @@ def test_other_labels_of_the_runs_images(completed: Any) -> None:
 
 def test_data_of_another_kind(completed: Any) -> None:
     found = completed(OWN, "--data.name", "camvid", "--data.root", "own")
-    assert (found.data.name, found.data.val_fraction, found.seed) == ("camvid", 0.2, 0)
+    assert (found.data.name, found.data.val_fraction, found.seed) == ("camvid", None, 0)
 
 
 @pytest.mark.parametrize("content", ["", "a: 1", "[1, 2]", "data: 3"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piecewise_training.cli.runs import run_config
+from piecewise_training.cli.runs import run_config, with_whole_paths
 
 WHOLE = {"data": {"name": "camvid"}, "model": {}, "training": {}, "seed": 3}
 
@@ -28,3 +28,16 @@ def test_other_files(content: bytes, tmp_path: Path) -> None:
     assert run_config(tmp_path) == {}
     (tmp_path / "config.yaml").write_bytes(content)
     assert run_config(tmp_path) == {}
+
+
+def test_what_a_run_names_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "folder", "root": "data", "val_list": "/lists/val.txt", "images": None}
+    config = {**WHOLE, "data": data, "model": {"pretrained": "weights.pth", "start_from": None, "unary": "net"}}
+    assert with_whole_paths(config) == {
+        **WHOLE,
+        "data": {**data, "root": str(tmp_path / "data")},
+        "model": {"pretrained": str(tmp_path / "weights.pth"), "start_from": None, "unary": "net"},
+    }
+    assert config["data"] == data
+    assert with_whole_paths({**WHOLE, "model": {"pretrained": True}})["model"] == {"pretrained": True}

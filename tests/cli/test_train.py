@@ -260,8 +260,32 @@ def test_evaluate_on_another_folder_takes_all_of_it(
     arguments = ["evaluate", "--model", str(run), "--device", "cpu", *folder]
     assert main([*arguments, "--output", str(tmp_path / "all")]) == 0
     assert "5 images of 7 classes" in capsys.readouterr().out
-    assert main([*arguments, "--output", str(tmp_path / "share"), "--data.val_fraction", "0.4"]) == 0
-    assert "2 images of 7 classes" in capsys.readouterr().out
+    for fraction, count in (("0.4", 2), ("0.2", 1)):
+        assert main([*arguments, "--output", str(tmp_path / "share"), "--data.val_fraction", fraction]) == 0
+        assert f"{count} images of 7 classes" in capsys.readouterr().out
+
+
+def test_a_run_is_found_and_judged_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = SyntheticDataset(5, (32, 48))
+    for kind in ("images", "labels"):
+        (tmp_path / "here" / "data" / kind).mkdir(parents=True)
+    for index in range(5):
+        for kind, picture in zip(("images", "labels"), scenes.read(index), strict=True):
+            Image.fromarray(picture).save(tmp_path / "here" / "data" / kind / f"{index}.png")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    own = ["--data.name", "folder", "--data.num_classes", "7", "--data.root"]
+    tiny = [*TINY[:2], *TINY[8:], "--data.batch_size", "2"]
+    assert main(["train", *tiny, *own, "data", "--output", "run"]) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    run = ["--model", "../here/run", "--device", "cpu"]
+    for index, data in enumerate(([], [*own, "../here/data"], [*own, str(tmp_path / "here" / "data")])):
+        capsys.readouterr()
+        assert main(["evaluate", *run, *data, "--output", f"found{index}"]) == 0
+        assert "1 images of 7 classes" in capsys.readouterr().out  # that which was held out
+    assert main(["train", "--output", "../here/run", "--resume"]) == 0
 
 
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def run(
             f"`data.class_names` are {', '.join(data.class_names)}, but those of the model "
             f"{', '.join(network.classes.names)}. If the labels are the same classes, give data.num_classes instead."
         )
-    held_out = data.val_images or data.val_list or data.val_fraction != _DATA.val_fraction
+    held_out = data.val_images or data.val_list or data.val_fraction is not None
     trained = run_config(_folder_of(model)).get("data", {})
     foreign = data.name == "folder" and not held_out and not _is_own(data, trained)
     val_set = whole_folder(data) if foreign else build_datasets(data, seed)[1]

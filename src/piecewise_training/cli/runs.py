@@ -1,7 +1,8 @@
-"""Whether a run lies in a folder, and how it was configured."""
+"""Whether a run lies in a folder, how it was configured, and where what it names lies."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import yaml
 
 CONFIG = "config.yaml"
 _PARTS = ("data", "model", "training")
+_PATHS = {
+    "data": ("root", "images", "labels", "image_list", "val_images", "val_labels", "val_list"),
+    "model": ("pretrained", "start_from"),
+}
 
 
 def run_config(folder: Path) -> dict[str, Any]:
@@ -22,3 +27,13 @@ def run_config(folder: Path) -> dict[str, Any]:
         return {}
     whole = isinstance(config, dict) and "seed" in config and all(isinstance(config.get(part), dict) for part in _PARTS)
     return config if whole else {}
+
+
+def with_whole_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose files and folders are found from any folder, not only from the one it was written in."""
+    whole = dict(config)
+    for part, names in _PATHS.items():
+        options = dict(config.get(part) or {})
+        options |= {name: str(Path(options[name]).absolute()) for name in names if isinstance(options.get(name), str)}
+        whole[part] = options
+    return whole

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
-from piecewise_training.cli.runs import CONFIG, run_config
+from piecewise_training.cli.runs import CONFIG, run_config, with_whole_paths
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
 
@@ -56,15 +56,17 @@ def run(
         overwrite: replace the run in the output folder
     """
     folder = Path(output)
-    resolved = plain(
-        {
-            "data": dataclasses.asdict(data),
-            "model": dataclasses.asdict(model),
-            "training": dataclasses.asdict(training),
-            "output": output,
-            "seed": seed,
-            "device": device,
-        }
+    resolved = with_whole_paths(
+        plain(
+            {
+                "data": dataclasses.asdict(data),
+                "model": dataclasses.asdict(model),
+                "training": dataclasses.asdict(training),
+                "output": output,
+                "seed": seed,
+                "device": device,
+            }
+        )
     )
     from piecewise_training import processes
 
@@ -231,7 +233,7 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
     if resume:
         if not run:
             raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {CONFIG} of one.")
-        earlier, now = map(_decisive, (run, resolved))
+        earlier, now = map(_decisive, (with_whole_paths(run), resolved))
         changed = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
         if changed:
             differs = "differ" if changed[1:] else "differs"

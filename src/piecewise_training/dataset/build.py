@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 AnyDataset = SegmentationDataset | SyntheticDataset
 
 _SYNTHETIC_SIZE = (96, 128)
+_VAL_FRACTION = 0.2
 
 
 def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDataset]:
@@ -152,7 +153,11 @@ def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
         chosen = {pair.name for pair in val}
         train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in chosen]
     else:
-        train, val = _split(pair_by_stem(images, labels, names), config.val_fraction, seed)
+        train, val = _split(
+            pair_by_stem(images, labels, names),
+            _VAL_FRACTION if config.val_fraction is None else config.val_fraction,
+            seed,
+        )
     if not train:
         raise DataError("no training image is left: every one is a validation image.")
     size = config.image_size
