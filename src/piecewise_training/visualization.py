@@ -64,7 +64,8 @@ def write_report(
 
     Args:
         folder: where to; existing files of the same names are replaced.
-        results: by name, from the plainest to the best; the last is the one that the details are about.
+        results: by name, from the plainest to the best; the last is the one that the details are about. Where it is
+            the only one, there is no crf_comparison.png.
         classes: names and colours.
         samples: images to show; without one there are no pictures of them.
         history: of the training, if there was one.
@@ -89,8 +90,12 @@ def write_report(
     before = [s.prediction.unary_labels for s in samples]
     galleries = {
         "sample_predictions.png": {"image": images, "truth": truths, "prediction": final, "overlay": painted},
-        "crf_comparison.png": {"image": images, "truth": truths, "before the CRF": before, "after the CRF": final},
     }
+    if len(results) > 1:
+        compared = {"before the CRF": before, "after the CRF": final}
+        galleries["crf_comparison.png"] = {"image": images, "truth": truths, **compared}
+    else:
+        (folder / "crf_comparison.png").unlink(missing_ok=True)  # of an earlier time, which compared
     for name, columns in galleries.items() if samples else ():
         save_figure(figures.label_gallery(columns, names, classes), folder / name)
     _write_tables(folder, results, classes, notes)

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from piecewise_training.cli import build_parser
-from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes
+from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, write_results
 from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
-from piecewise_training.dataset import Classes
+from piecewise_training.dataset import Classes, SyntheticDataset
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import FeatMapNet, Relation, build_unary
+from piecewise_training.report import RunRecord
 from piecewise_training.trainer import plan
 from tests.report.conftest import result
 
@@ -71,6 +73,54 @@ def test_a_crf_that_harms_is_told() -> None:
         {"unary alone": good},
     ):
         assert len(notes([], {}, around, results)) == 3
+
+
+def write(folder: Path, results: dict[str, Any], *, use_crf: bool = True) -> RunRecord:
+    """Results of three images by a network of random weights."""
+    model = PiecewiseTrainedModel(3, 1, use_crf, unary=nn.Conv2d(3, 3, 1)).eval()
+    write_results(folder, model, SyntheticDataset(3, (32, 48)), results, configuration={})
+    return RunRecord.load(folder)
+
+
+def of_images(*scores: float) -> Any:
+    return dataclasses.replace(result(5), images=scores)
+
+
+@pytest.mark.parametrize(
+    ("rows", "network"),
+    [
+        (("unary alone", "+ CRF, default", "+ CRF, learned", "joint, unary", "joint, + context", "joint, + CRF"), 3),
+        (("unary alone", "+ context", "+ CRF, learned"), 0),
+        (("+ CRF, learned", "joint, unary", "joint, + CRF"), 1),
+        (("+ context", "+ CRF, learned"), None),
+    ],
+)
+def test_the_gallery_compares_the_final_network_with_its_crf(
+    rows: tuple[str, ...], network: int | None, tmp_path: Path
+) -> None:
+    """Whose labels its pictures show, not those of the network as it was after stage 1."""
+    results = {name: of_images(0.1 * place, 0.1 * place, 0.1 * place) for place, name in enumerate(rows)}
+    for shown in write(tmp_path, results).gallery:
+        assert shown.before == (None if network is None else 0.1 * network)
+        assert shown.after == 0.1 * (len(rows) - 1)
+
+
+@pytest.mark.parametrize(("row", "use_crf"), [("unary alone", False), ("+ CRF, learned", True)])
+def test_of_a_single_result_nothing_is_compared(row: str, use_crf: bool, tmp_path: Path) -> None:
+    write(tmp_path, {"unary alone": of_images(0.5, 0.5, 0.5), "+ CRF": of_images(0.5, 0.25, 0.75)})
+    assert (tmp_path / "crf_comparison.png").is_file()
+    record = write(tmp_path, {row: of_images(0.5, 0.25, 0.75)}, use_crf=use_crf)
+    assert not (tmp_path / "crf_comparison.png").exists()
+    assert (tmp_path / "sample_predictions.png").is_file()
+    for shown in record.gallery:
+        assert [*shown.pictures] == ["image", "truth", "prediction", "errors"]
+        with Image.open(tmp_path / shown.pictures["errors"]) as picture:
+            colours = {colour for _, colour in picture.convert("RGB").getcolors() or ()}
+        assert colours <= {(232, 236, 240), (160, 32, 40), (255, 255, 255)}  # neither mended nor spoilt
+    page = (tmp_path / "report.html").read_text()
+    assert "75.0 %</h3>" in page
+    assert "In the last picture red is wrong, grey right, white void." in page
+    assert "the CRF" not in page.split("<main>")[1]
 
 
 def test_usual_kernels_and_their_options() -> None:

@@ -203,12 +203,11 @@ def write_results(
         stage_titles=titles,
         notes=remarks,
     )
-    first, last = list(results.values())[0], list(results.values())[-1]
     gallery = write_gallery(
         folder,
         val_set.names,
-        first.images,
-        last.images,
+        _before_the_crf(results),
+        list(results.values())[-1].images,
         val_set.read,
         lambda image: predict(model, image, how=how),
         model.classes,
@@ -227,6 +226,12 @@ def write_results(
     )
     record.save(folder)
     write_page(folder / PAGE, {folder: record})
+
+
+def _before_the_crf(results: Mapping[str, Result]) -> Sequence[float] | None:
+    """Each image's mIoU by the network that the last result refines; None where there is none to compare that with."""
+    networks = [results[name] for name in ("joint, unary", "unary alone") if name in results]
+    return networks[0].images if networks and len(results) > 1 else None
 
 
 def summary_table(results: Mapping[str, Result]) -> Table:

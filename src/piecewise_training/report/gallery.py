@@ -29,14 +29,14 @@ class Shown:
     Attributes:
         name: of the image.
         rank: "best", "median" or "worst", by mIoU after the CRF.
-        before: mIoU of the network alone on it.
+        before: mIoU of the network alone on it; None where that is the last prediction.
         after: mIoU of the last prediction on it.
         pictures: by title, the files in the run's folder.
     """
 
     name: str
     rank: str
-    before: float
+    before: float | None
     after: float
     pictures: dict[str, str]
 
@@ -63,7 +63,7 @@ def choose(scores: Sequence[float], each: int = 3) -> list[tuple[str, int]]:
 def write_gallery(
     folder: Path,
     names: Sequence[str],
-    before: Sequence[float],
+    before: Sequence[float] | None,
     after: Sequence[float],
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     predict: Callable[[np.ndarray], Prediction],
@@ -74,7 +74,7 @@ def write_gallery(
     Args:
         folder: of the run; the pictures of an earlier time are replaced.
         names: of all images.
-        before: mIoU of the network alone on each.
+        before: mIoU of the network alone on each; None where that is the last prediction, and nothing is compared.
         after: mIoU of the last prediction on each.
         read: gives an image (H, W, 3) uint8 and its true labels (H, W) by its place.
         predict: gives what a model says of an image.
@@ -87,23 +87,25 @@ def write_gallery(
     drawn: dict[str, np.ndarray] = {}
     for number, (rank, place) in enumerate(choose(after), 1):
         image, truth = read(place)
-        prediction = predict(image)
-        first, last = prediction.unary_labels, prediction.labels
-        pictures = {
-            "image": image,
-            "truth": paint(truth, classes),
-            "unary": paint(first, classes),
-            "CRF": paint(last, classes),
-            "errors": error_map(truth, first, last),
-        }
         files = {}
-        for title, picture in pictures.items():
+        for title, picture in _pictures(image, truth, predict(image), classes, before is not None).items():
             files[title] = f"{FOLDER}/{number}_{rank}_{title.lower()}.{'jpg' if title == 'image' else 'png'}"
             drawn[files[title]] = picture
-        gallery.append(Shown(names[place], rank, before[place], after[place], files))
+        gallery.append(Shown(names[place], rank, None if before is None else before[place], after[place], files))
     for name, content in _encoded(drawn).items():  # straight to their names: the record, which names them, comes last
         (folder / name).write_bytes(content)
     return gallery
+
+
+def _pictures(
+    image: np.ndarray, truth: np.ndarray, prediction: Prediction, classes: Classes, compared: bool
+) -> dict[str, np.ndarray]:
+    """What is shown of an image, by title; compared, also what the network alone makes of it."""
+    last = prediction.labels
+    first = prediction.unary_labels if compared else last
+    labels = {"unary": first, "CRF": last} if compared else {"prediction": last}
+    painted = {title: paint(picture, classes) for title, picture in {"truth": truth, **labels}.items()}
+    return {"image": image, **painted, "errors": error_map(truth, first, last)}
 
 
 def error_map(truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

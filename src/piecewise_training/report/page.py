@@ -14,6 +14,7 @@ import yaml
 
 from piecewise_training.inference import Result
 from piecewise_training.report import charts
+from piecewise_training.report.gallery import Shown
 from piecewise_training.report.record import RunRecord
 from piecewise_training.writing import atomic_write, readable
 
@@ -80,6 +81,7 @@ def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> 
         "left_out": len(run.classes) - len(confused),
         "last": last,
         "gallery": _gallery(folder, run) if single else [],
+        "compared": any(shown.before is not None for shown in run.gallery),
         "parameters": run.parameters,
         "stage_costs": _costs(run),
         "configuration": yaml.safe_dump(dict(run.configuration), sort_keys=False) if run.configuration else "",
@@ -150,12 +152,16 @@ def _gallery(folder: Path, run: RunRecord) -> list[dict[str, Any]]:
         {
             "name": readable(shown.name),
             "rank": shown.rank,
-            "before": f"{100 * shown.before:.1f}",
-            "after": f"{100 * shown.after:.1f}",
+            "told": _told(shown),
             "pictures": {title: _embedded(folder / file) for title, file in shown.pictures.items()},
         }
         for shown in run.gallery
     ]
+
+
+def _told(shown: Shown) -> str:
+    after = f"{100 * shown.after:.1f} %"
+    return after if shown.before is None else f"{100 * shown.before:.1f} % before the CRF, {after} after it"
 
 
 def _embedded(path: Path) -> str:
