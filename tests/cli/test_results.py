@@ -16,6 +16,7 @@ from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, write_results
 from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
 from piecewise_training.dataset import Classes, SyntheticDataset
+from piecewise_training.inference import predict
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import FeatMapNet, Relation, build_unary
 from piecewise_training.report import RunRecord
@@ -103,6 +104,41 @@ def test_the_gallery_compares_the_final_network_with_its_crf(
     for shown in write(tmp_path, results).gallery:
         assert shown.before == (None if network is None else 0.1 * network)
         assert shown.after == 0.1 * (len(rows) - 1)
+
+
+def failing(after: int, error: type[BaseException]) -> Any:
+    """A `predict` that ends like that after some images."""
+    left = iter(range(after))
+
+    def predict_some(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
+            raise error
+        return predict(*args, **kwargs)
+
+    return predict_some
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_is_interrupted_says_one_thing(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new numbers everywhere and no picture of the old ones, or the old ones alone."""
+    write(tmp_path, {"unary alone": result(5), "+ CRF": result(9)})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    new = {"unary alone": result(3), "+ another": result(4)}
+    for images in (1, 4):  # in the samples, of which nothing is written yet; in the gallery
+        monkeypatch.setattr("piecewise_training.cli.results.predict", failing(images, error))
+        with pytest.raises(error):
+            write(tmp_path, new)
+        if images == 1:
+            assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    record = RunRecord.load(tmp_path)
+    assert [*record.results] == [*new]
+    assert not record.gallery
+    page = (tmp_path / "report.html").read_text()
+    assert "+ another" in page
+    assert "data:image" not in page
+    assert "+ another" in (tmp_path / "metrics_summary.txt").read_text()
 
 
 @pytest.mark.parametrize(("row", "use_crf"), [("unary alone", False), ("+ CRF, learned", True)])

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from piecewise_training.report import RunRecord
+from piecewise_training.inference import Prediction
+from piecewise_training.report import RunRecord, write_gallery
 from piecewise_training.report.gallery import _BYTES, _encoded, choose, error_map
+from tests.report.conftest import CLASSES
 
 
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), max_size=30), st.integers(1, 4))
@@ -57,6 +59,47 @@ def test_pictures(record: RunRecord, tmp_path: Path) -> None:
         errors = np.array(picture.convert("RGB"))
     assert errors[0, 0].tolist() == [46, 125, 50]
     assert errors[-1, -1].tolist() == [232, 236, 240]
+
+
+def write(folder: Path) -> list[str]:
+    """The pictures of one small image."""
+    labels = np.zeros((6, 8), np.uint8)
+
+    def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((6, 8, 3), np.uint8), labels
+
+    def predict(picture: np.ndarray) -> Prediction:
+        return Prediction(labels, labels, np.zeros((3, 6, 8), np.float32))
+
+    (shown,) = write_gallery(folder, ["a"], [0.5], [0.5], read, predict, CLASSES)
+    return [Path(file).name for file in shown.pictures.values()]
+
+
+def test_somebodys_files_are_left_alone(record: RunRecord, tmp_path: Path) -> None:
+    """Those of an earlier gallery are not somebody's."""
+    pictures = tmp_path / "report_pictures"
+    assert (pictures / "3_worst_image.jpg").is_file()
+    (pictures / "1_best.png").write_text("mine")
+    (pictures / "mine").mkdir()
+    (pictures / "mine" / "1_best_truth.png").write_text("mine")
+    files = write(tmp_path)
+    assert {path.name for path in pictures.iterdir()} == {*files, "1_best.png", "mine"}
+    assert (pictures / "1_best.png").read_text() == (pictures / "mine" / "1_best_truth.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_link_is_replaced_and_not_what_it_leads_to(leads: bool, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    if leads:
+        theirs.mkdir()
+        (theirs / "1_best_image.jpg").write_text("theirs")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report_pictures").symlink_to(theirs)
+    files = write(tmp_path / "run")
+    pictures = tmp_path / "run" / "report_pictures"
+    assert not pictures.is_symlink()
+    assert {path.name for path in pictures.iterdir()} == {*files}
+    assert not leads or [path.read_text() for path in theirs.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -194,6 +194,18 @@ def write_results(
     for index in range(0, len(val_set), step)[:_SAMPLES]:
         image, truth = val_set.read(index)
         samples.append(Sample(val_set.names[index], image, truth, predict(model, image, how=how)))
+    record = RunRecord(
+        name=folder.resolve().name,
+        classes=model.classes,
+        results=results,
+        history=history or {},
+        titles=titles or {},
+        parameters=moved,
+        costs=learned_costs(model),
+        configuration=configuration,
+        surroundings=surroundings(model),
+    )
+    _write_page(folder, record)  # no picture of an earlier time is named beside new results, whatever comes now
     write_report(
         folder,
         results=results,
@@ -212,18 +224,10 @@ def write_results(
         lambda image: predict(model, image, how=how),
         model.classes,
     )
-    record = RunRecord(
-        name=folder.resolve().name,
-        classes=model.classes,
-        results=results,
-        history=history or {},
-        titles=titles or {},
-        parameters=moved,
-        costs=learned_costs(model),
-        configuration=configuration,
-        surroundings=surroundings(model),
-        gallery=gallery,
-    )
+    _write_page(folder, dataclasses.replace(record, gallery=gallery))
+
+
+def _write_page(folder: Path, record: RunRecord) -> None:
     record.save(folder)
     write_page(folder / PAGE, {folder: record})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import shutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from PIL import Image
 from piecewise_training.dataset import VOID, Classes
 from piecewise_training.figures import paint
 from piecewise_training.inference import Prediction
+from piecewise_training.writing import atomic_write
 
 FOLDER = "report_pictures"
 _LONGEST = 560  # pixels of a picture's longer side: nine rows of them fit a page that can be sent by mail
 _BYTES = 3 << 20  # of all pictures, which the page holds as text, a third longer
+_OURS = re.compile(r"\d+_(best|median|worst)_(image|truth|unary|crf|prediction|errors)\.(jpg|png)")
 # Right before and after, mended by the CRF, spoilt by it, wrong before and after, void.
 _ERRORS = np.array([(232, 236, 240), (46, 125, 50), (217, 115, 13), (160, 32, 40), (255, 255, 255)], np.uint8)
 
@@ -71,8 +73,10 @@ def write_gallery(
 ) -> list[Shown]:
     """Writes the pictures of the best, the median and the worst images into the run's folder.
 
+    All of them are there before the first is written: what fails or is interrupted leaves those of an earlier time.
+
     Args:
-        folder: of the run; the pictures of an earlier time are replaced.
+        folder: of the run; the pictures of an earlier time are replaced, and other files beside them are left alone.
         names: of all images.
         before: mIoU of the network alone on each; None where that is the last prediction, and nothing is compared.
         after: mIoU of the last prediction on each.
@@ -80,9 +84,6 @@ def write_gallery(
         predict: gives what a model says of an image.
         classes: names and colours.
     """
-    target = folder / FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     gallery = []
     drawn: dict[str, np.ndarray] = {}
     for number, (rank, place) in enumerate(choose(after), 1):
@@ -92,9 +93,22 @@ def write_gallery(
             files[title] = f"{FOLDER}/{number}_{rank}_{title.lower()}.{'jpg' if title == 'image' else 'png'}"
             drawn[files[title]] = picture
         gallery.append(Shown(names[place], rank, None if before is None else before[place], after[place], files))
-    for name, content in _encoded(drawn).items():  # straight to their names: the record, which names them, comes last
-        (folder / name).write_bytes(content)
+    _replace(folder, _encoded(drawn))
     return gallery
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Puts pictures in the place of those of an earlier time, which are known by their names."""
+    target = folder / FOLDER
+    if target.is_symlink():
+        target.unlink()  # the link alone: what it leads to is somebody's
+    target.mkdir(parents=True, exist_ok=True)
+    for earlier in target.iterdir():
+        if _OURS.fullmatch(earlier.name):
+            earlier.unlink()
+    for name, content in files.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def _pictures(
