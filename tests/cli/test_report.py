@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,34 @@ def test_of_several(record: RunRecord, tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "sub" / "both.html").is_file()
 
 
+def test_a_runs_own_page_is_not_replaced(
+    record: RunRecord,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+        dataclasses.replace(record, gallery=()).save(folder)
+        (folder / "report.html").write_text(folder.name)
+    monkeypatch.chdir(tmp_path / "a")
+    for arguments in ([".", "../b"], ["../b", "../c"], [".", "../b", "--output", "../b/report.html"], ["../b"]):
+        own = [] if arguments[1:] else ["--output", "report.html"]
+        assert main(["report", *arguments, *own]) == 1
+        assert "is the page of the run in " in capsys.readouterr().err
+    assert [(folder / "report.html").read_text() for folder in folders] == [*"abc"]
+    assert main(["report", ".", "../b", "--output", "comparison.html"]) == 0
+    assert main(["report", "../a", "--output", "report.html"]) == 0
+    assert "<main>" in (tmp_path / "a" / "report.html").read_text()
+
+
 def test_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([str(tmp_path)], "there is no results.json"),
         ([str(tmp_path / "missing")], "missing: name that of a finished run"),
         ([str(tmp_path), str(tmp_path)], "`runs` names a folder twice"),
+        ([str(tmp_path), str(tmp_path / ".." / tmp_path.name)], "`runs` names a folder twice"),
         ([str(tmp_path), "--output", "page.pdf"], "`output` must be the name of an .html file; got page.pdf"),
     ):
         assert main(["report", *arguments]) == 1
