@@ -13,10 +13,14 @@ from tests.report.conftest import record  # noqa: F401
 
 
 def test_of_one_run(record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    """Which has the name of its folder, also where that was another one when the run was written."""
     record.save(tmp_path)
-    assert main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "report.html")]
-    assert "run &amp; co" in (tmp_path / "report.html").read_text()
+    folder = tmp_path.rename(tmp_path.with_name("that & this"))
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert "that &amp; this" in page
+    assert record.name not in page
 
 
 def test_of_several(record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from piecewise_training.report import RunRecord, write_page
+from piecewise_training.report.page import _names
+from piecewise_training.writing import readable
 from tests.report.conftest import result
 
 EMPTY = {"meta", "link", "img", "br", "hr", "input", "path", "use"}
@@ -73,7 +78,7 @@ def test_says_what_there_is(record: RunRecord, tmp_path: Path) -> None:
     reader, page = read(tmp_path / "report.html")
     text = "\n".join(reader.text)
     for expected in (
-        "run & co", "unary alone", "+ CRF", "unary CNN", "CRF, CNN fixed", "<b>sky</b>", "absent", "best: c, 75.0 %",
+        tmp_path.name, "unary alone", "+ CRF", "unary CNN", "CRF, CNN fixed", "<b>sky</b>", "absent", "best: c, 75.0 %",
         "median: a", "worst: b", "pos_xy_std", "4.25", "px", "name: camvid", "torch 2.6", "1.5", "1.00", "1,007",
         "Costs of labels beside each other, kernel pos", "-0.25", "What a class gains beside itself", "1.75",
     ):  # fmt: skip
@@ -97,20 +102,39 @@ def test_several_runs(record: RunRecord, tmp_path: Path) -> None:
     other = dataclasses.replace(
         record, results={"unary alone": result(2)}, configuration={"data": {"name": "voc"}, "seed": 0}
     )
-    write_page(tmp_path / "all.html", {tmp_path: record, tmp_path / "other": other})
+    write_page(tmp_path / "all.html", {tmp_path / "a" / "run & co": record, tmp_path / "b" / "run & co": other})
     reader, _ = read(tmp_path / "all.html")
     text = "\n".join(reader.text)
     assert "2 runs compared" in text
-    assert "run & co (1)" in text
-    assert "run & co (2)" in text
+    assert "a/run & co" in text
+    assert "b/run & co" in text
     assert "data.name" in text
     assert "seed" not in [line for line in reader.text if line == "seed"]
-    for expected in ("stage2", "1.5, 1.00", "4.25 px", "The report of run & co (1)"):
+    for expected in ("stage2", "1.5, 1.00", "4.25 px", "The report of a/run & co"):
         assert expected in text, expected
     table = text[text.index("Step by step") : text.index("Training")]
     assert table.count(f"{100 * record.results['unary alone'].scores.miou:.2f}") == 1
     assert f"{100 * other.results['unary alone'].scores.miou:.2f}" in table
     assert not [reference for reference in reader.references if reference.startswith("data:image")]
+
+
+PARTS = st.sampled_from(["a", "b", "a (1)", "1. a", os.fsdecode(b"x\xdf"), os.fsdecode(b"x\xfe"), "x\ufffd"])
+
+
+@given(st.sets(st.lists(PARTS, min_size=1, max_size=3).map(lambda parts: Path("/", *parts)), min_size=2))
+def test_runs_have_names_of_their_own(folders: set[Path]) -> None:
+    names = _names(list(folders))
+    assert len({*names}) == len(folders)
+    for name, folder in zip(names, folders, strict=True):
+        assert name.endswith(readable(folder.name))
+
+
+def test_names_have_as_many_parents_as_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "a" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "a")
+    folders = [Path(), Path("x"), Path("../b/x"), Path("../../there/b/x"), Path("y")]
+    assert _names(folders) == ["a", "a/x", "here/b/x", "there/b/x", "y"]
+    assert _names([Path("/x"), Path("/y/x")]) == ["/x", "y/x"]
 
 
 def test_missing_picture(record: RunRecord, tmp_path: Path) -> None:

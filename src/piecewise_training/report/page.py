@@ -41,14 +41,14 @@ def write_page(path: Path, runs: Mapping[Path, RunRecord]) -> None:
 
     Args:
         path: of the page, one HTML file that needs no other.
-        runs: by folder; pictures of the gallery are there.
+        runs: by folder, of which they have their names; pictures of the gallery are there.
 
     Raises:
         FileNotFoundError: a picture of the gallery is missing.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((resources.files(__package__) / "page.html").read_text(encoding="utf-8"))
-    names = _names(list(runs.values()))
+    names = _names(list(runs))
     single = len(runs) == 1
     numbered = enumerate(zip(names, runs.items(), strict=True), 1)
     shown = [_run(name, folder, run, number, single) for number, (name, (folder, run)) in numbered]
@@ -233,7 +233,15 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, A
     return pairs
 
 
-def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """The runs' names, numbered where they are the same."""
-    names = [readable(run.name) for run in runs]
-    return [f"{name} ({place + 1})" if names.count(name) > 1 else name for place, name in enumerate(names)]
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, each with as many of its parents as tell it from the others."""
+    paths = [folder.resolve().parts for folder in folders]
+    names = [_told_apart(path, [other for other in paths if other is not path]) for path in paths]
+    if len({*names}) == len(names):
+        return names
+    return [f"{place}. {name}" for place, name in enumerate(names, 1)]  # bytes that are no text look the same
+
+
+def _told_apart(path: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+    parts = next((n for n in range(1, len(path)) if path[-n:] not in [other[-n:] for other in others]), len(path))
+    return readable(str(Path(*path[-parts:])))

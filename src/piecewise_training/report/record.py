@@ -43,7 +43,7 @@ class RunRecord:
     """Everything that the page of a run shows.
 
     Attributes:
-        name: of the run.
+        name: of the run's folder when it was written; a page has that of now.
         classes: names and colours.
         results: by name, from the plainest to the best.
         history: by stage and quantity, a value for each epoch; empty if nothing was trained.
