@@ -42,6 +42,17 @@ def test_confusion_matrix_is_row_normalised() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["75", "25"]
 
 
+@pytest.mark.parametrize(("count", "numbers", "names"), [(40, 40, 40), (150, 0, 75), (255, 0, 128)])
+def test_confusion_of_many_classes_stays_small(count: int, numbers: int, names: int) -> None:
+    figure = figures.confusion_matrix(np.eye(count), Classes.numbered(count))
+    assert max(figure.get_size_inches()) <= 20
+    (axis,) = figure.axes
+    assert len(axis.texts) == numbers
+    for ticks, labels in ((axis.get_xticks(), axis.get_xticklabels()), (axis.get_yticks(), axis.get_yticklabels())):
+        assert [label.get_text() for label in labels] == [f"class {place}" for place in ticks]
+        assert len(ticks) == names
+
+
 def test_bars_name_absent_classes() -> None:
     ious = {"before": np.array([0.5, np.nan]), "after": np.array([0.75, np.nan])}
     figure = figures.per_class_iou(ious, Classes.numbered(2))

@@ -20,6 +20,9 @@ _VOID_COLOUR = (255, 255, 255)
 _STYLE: dict[str, Any] = {"fontsize": 9, "color": _INK}
 _TALLEST = 3.0  # of a picture's place in a gallery, for each unit of width: a strip is drawn small, not the figure huge
 
+_WIDEST = 20.0  # of a confusion matrix, in inches: its pixels are kept in memory
+_MOST_NUMBERS, _MOST_NAMES = 90, 130  # classes with numbers or names in it: more would lie one upon the other
+
 
 def paint(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """Labels (H, W) as RGB (H, W, 3) uint8 in the colours of the data set; void is white.
@@ -89,25 +92,22 @@ _CURVES = (
 
 
 def confusion_matrix(confusion: np.ndarray, classes: Classes) -> Figure:
-    """Each true class's pixels by predicted class, in per cent of the true class."""
+    """Each true class's pixels by predicted class, in per cent of the true class.
+
+    Of more classes than a figure has room for there are colours alone, and the names of every second.
+    """
     count = len(classes)
     share = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    side = max(5.0, 0.45 * count + 2)
+    side = min(max(5.0, 0.45 * count + 2), _WIDEST)
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    size = 8 if count <= 12 else 6.5
-    for row in range(count):
-        for column in range(count):
-            if share[row, column] >= 0.5:
-                colour = "white" if share[row, column] > 55 else _INK
-                axis.text(
-                    column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=size, color=colour
-                )
-    axis.set_xticks(
-        range(count), _all_literal(classes.names), rotation=60, ha="right", rotation_mode="anchor", fontsize=8
-    )
-    axis.set_yticks(range(count), _all_literal(classes.names), fontsize=8)
+    if count <= _MOST_NUMBERS:
+        _write_shares(axis, share)
+    named = range(0, count, math.ceil(count / _MOST_NAMES))
+    names = _all_literal([classes.names[k] for k in named])
+    axis.set_xticks(named, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(named, names, fontsize=8)
     axis.set_xlabel("predicted", **_STYLE)
     axis.set_ylabel("true", **_STYLE)
     axis.set_title("Where each class's pixels go, % of the true class", **_STYLE)
@@ -115,6 +115,14 @@ def confusion_matrix(confusion: np.ndarray, classes: Classes) -> Figure:
     for spine in axis.spines.values():
         spine.set_visible(False)
     return figure
+
+
+def _write_shares(axis: Axes, share: np.ndarray) -> None:
+    size = 8 if len(share) <= 12 else 6.5
+    for row, column in np.argwhere(share >= 0.5).tolist():
+        value = share[row, column]
+        colour = "white" if value > 55 else _INK
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
 
 
 def per_class_iou(ious: Mapping[str, np.ndarray], classes: Classes) -> Figure:
