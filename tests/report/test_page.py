@@ -137,6 +137,14 @@ def test_names_have_as_many_parents_as_they_need(tmp_path: Path, monkeypatch: py
     assert _names([Path("/x"), Path("/y/x")]) == ["/x", "y/x"]
 
 
+def test_options_that_hold_bytes_that_are_no_text(record: RunRecord, tmp_path: Path) -> None:
+    """As the path of a folder can."""
+    run = dataclasses.replace(record, configuration={"data": {"root": os.fsdecode(b"stra\xdfe")}}, gallery=())
+    write_page(tmp_path / "one.html", {tmp_path / "a": run})
+    write_page(tmp_path / "all.html", {tmp_path / "a": run, tmp_path / "b": record})
+    assert "stra\ufffde" in read(tmp_path / "all.html")[0].text
+
+
 def test_missing_picture(record: RunRecord, tmp_path: Path) -> None:
     (tmp_path / record.gallery[0].pictures["truth"]).unlink()
     with pytest.raises(FileNotFoundError, match="1_best_truth.png"):

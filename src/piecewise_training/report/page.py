@@ -209,7 +209,7 @@ def _comparison(names: Sequence[str], runs: Sequence[RunRecord]) -> dict[str, An
         "bands": charts.bands_chart({name: result.borders for name, result in last.items()}),
         "classes": _classes(runs[0], last) if same else [],
         "parameters": [(name, [one.get(name, "") for one in learned]) for name in parameters],
-        "differences": [(key, [str(one.get(key, "")) for one in flat]) for key in differing],
+        "differences": [(key, [readable(str(one.get(key, ""))) for one in flat]) for key in differing],
         "names": list(names),
     }
 
