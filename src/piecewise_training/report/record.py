@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ class RunRecord:
     gallery: Sequence[Shown] = ()
 
     def save(self, folder: Path) -> None:
-        """Writes the record into the run's folder."""
+        """Writes the record into the run's folder; what is no number, or infinite, is null there."""
         content = {
             "format": _FORMAT,
             "name": self.name,
@@ -82,11 +83,11 @@ class RunRecord:
             "gallery": [asdict(shown) for shown in self.gallery],
         }
         with atomic_write(folder / RECORD_FILE) as temporary:
-            temporary.write_text(json.dumps(content))
+            temporary.write_text(json.dumps(_finite(content), allow_nan=False))
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
-        """Reads the record of a run's folder.
+        """Reads the record of a run's folder; where a number is null, it is NaN.
 
         Raises:
             FileNotFoundError: the folder holds none.
@@ -99,24 +100,34 @@ class RunRecord:
             )
         try:
             content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # in JSON, or bytes that are no text
             raise ValueError(f"{path} is no JSON ({error}).") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"{path} was not written by piecewise train or evaluate of this version.")
-        stored = content["classes"]
-        colours = tuple((r, g, b) for r, g, b in stored["colours"])
-        return cls(
-            name=content["name"],
-            classes=Classes(tuple(stored["names"]), colours),
-            results={name: _result(values) for name, values in content["results"].items()},
-            history=content["history"],
-            titles=content["titles"],
-            parameters=[Parameter(**values) for values in content["parameters"]],
-            costs=content.get("costs", {}),  # runs of before have none
-            configuration=content["configuration"],
-            surroundings=content["surroundings"],
-            gallery=[Shown(**values) for values in content["gallery"]],
-        )
+        try:
+            return cls(**_fields(content))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged, or of another version ({type(error).__name__}: {error}). Write it again by "
+                "`piecewise train --resume` or `evaluate`."
+            ) from error
+
+
+def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    stored = content["classes"]
+    colours = tuple((r, g, b) for r, g, b in stored["colours"])
+    return {
+        "name": content["name"],
+        "classes": Classes(tuple(stored["names"]), colours),
+        "results": {name: _result(values) for name, values in content["results"].items()},
+        "history": _numbers(content["history"]),
+        "titles": content["titles"],
+        "parameters": [Parameter(**_numbers(values)) for values in content["parameters"]],
+        "costs": _numbers(content.get("costs", {})),  # runs of before have none
+        "configuration": content["configuration"],
+        "surroundings": content["surroundings"],
+        "gallery": [Shown(**values) for values in content["gallery"]],
+    }
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -131,4 +142,23 @@ def _plain(result: Result) -> dict[str, Any]:
 def _result(values: Mapping[str, Any]) -> Result:
     confusion = torch.tensor(values["confusion"])
     scores = scores_from_confusion(confusion)
-    return Result(scores, confusion, values["borders"], values["seconds"], tuple(values["images"]))
+    known = _numbers(values)
+    return Result(scores, confusion, known["borders"], known["seconds"], tuple(known["images"]))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(value: Any) -> Any:
+    """The same with NaN for None."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers(part) for part in value]
+    return math.nan if value is None else value
