@@ -191,8 +191,9 @@ def degraded_labels(report: Report) -> str:
             "# A CRF on spoilt label maps",
             f"True labels of {report['images']} images, blurred, sampled at an eighth of the resolution, mixed with "
             "noise or cut down to scribbles, and refined with parameters chosen by hand, or learned on "
-            f"{report['learned_on']} training images that were spoilt the same way, in {report['epochs']} epochs; in "
-            "per cent, the last column in milliseconds an image.",
+            f"{report['learned_on']} training images that were spoilt the same way, in {report['epochs']} epochs, with "
+            f"{report['chosen_on']} more to choose the epoch by; in per cent, the last column in milliseconds an "
+            "image.",
             markdown(["", *MEASURES, "ms"], cells),
             f"The default is pydensecrf's usual one; {settings}. A learned CRF has a third, wider kernel, and its own "
             "costs of labels for each; it was learned with cross-entropy where nothing else is said.",

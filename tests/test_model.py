@@ -262,6 +262,8 @@ def test_configuration_is_readable_json(tmp_path: Path) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="`num_classes` must be at least 2; got 1"):
         PiecewiseTrainedModel(1, unary=Blocks(1))
+    with pytest.raises(ValueError, match="`num_classes` must be at most 255, which is the label of void; got 256"):
+        PiecewiseTrainedModel(256, unary=Blocks(256))
     with pytest.raises(ValueError, match="`classes` must name 3 classes; got 2"):
         small_model(classes=Classes.numbered(2))
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from piecewise_training import checks
 from piecewise_training.compiling import uncompiled
 from piecewise_training.crf import DenseCRF
-from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, Classes
+from piecewise_training.dataset import IMAGENET_MEAN, IMAGENET_STD, VOID, Classes
 from piecewise_training.networks import ContextualCRF, Pretrained, Relation, build_unary
 from piecewise_training.networks.nodes import area_means, node_grid
 from piecewise_training.storage import SUFFIX, plain, read_header, save_weights
@@ -51,7 +51,7 @@ class PiecewiseTrainedModel(nn.Module):
     they learn of each other is enlarged to the image's size and added to the scores for the dense CRF.
 
     Args:
-        num_classes: K, at least 2.
+        num_classes: K, from 2 to 255.
         crf_iterations: mean-field updates in evaluation mode.
         use_crf: False leaves the dense CRF out; without a context `forward` then returns None for it.
         unary: "largefov_vgg16", "fcn8s_vgg16", the name of a timm backbone, or a module of one's own from (B, 3, H, W)
@@ -96,6 +96,8 @@ class PiecewiseTrainedModel(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be at least 2; got {num_classes}.")
+        if num_classes > VOID:
+            raise ValueError(f"`num_classes` must be at most {VOID}, which is the label of void; got {num_classes}.")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(f"`classes` must name {num_classes} classes; got {len(classes)}.")
         self.num_classes = num_classes
