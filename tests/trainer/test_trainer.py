@@ -607,3 +607,16 @@ def test_half_precision_has_its_scaler_come_down_before_training_ends() -> None:
         step(float("nan"))
     with pytest.raises(FloatingPointError, match="stage1, step 5: the gradient of .* for the 26th step in a row"):
         step(float("nan"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_networks_of_ones_own_are_spared_gradients_that_are_noise(precision: Any) -> None:
+    """Dilated grouped convolutions work in single precision on a CPU; see `networks.depthwise`."""
+    network = Small()
+    layer = nn.Conv2d(3, 3, 3, padding=2, dilation=2, groups=3)
+    network.layers.append(layer)
+    image = torch.randn(1, 3, 8, 8)
+    exact = layer(image).bfloat16()
+    trainer(PiecewiseTrainedModel(3, 1, unary=network), config=TrainConfig(precision=precision))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(image), exact) == (precision == "bf16")

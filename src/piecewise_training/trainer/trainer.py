@@ -23,6 +23,7 @@ from piecewise_training import processes
 from piecewise_training.config import OptimConfig, Strategy, TrainConfig
 from piecewise_training.losses import class_weights
 from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.networks.depthwise import spare_bfloat16
 from piecewise_training.trainer import stages
 from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
@@ -103,6 +104,8 @@ class PiecewiseTrainer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.seed = seed
         self._precision = lightning_precision(config.precision, self.device)
+        if self._precision == "bf16-mixed" and self.device.type == "cpu":
+            spare_bfloat16(model.unary)  # which a network by name is already
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
