@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from piecewise_training.config import KernelConfig, Loss
 
@@ -71,7 +71,6 @@ def run(
     from torch.utils.data import DataLoader, Subset
 
     from piecewise_training.cli.inputs import class_count
-    from piecewise_training.cli.results import summary_table
     from piecewise_training.cli.scored import ScoredImages
     from piecewise_training.crf import DenseCRF
     from piecewise_training.dataset.build import held_out
@@ -117,12 +116,17 @@ def run(
     )
     crf.save(target)
     if val_loader is not None:
-        found = evaluate_crf(crf, val_loader, best_device(device))
-        assert found.crf is not None
-        console.print(summary_table({"scores alone": found.unary, "+ CRF, learned": found.crf}))
-        if found.crf.scores.miou < found.unary.scores.miou:
-            console.print("The CRF makes these scores worse: use them as they are, or learn on more images.")
+        _tell_gain(console, evaluate_crf(crf, val_loader, best_device(device)))
     values = crf.kernel_parameters() | ({"temperature": crf.temperature} if temperature else {})
     told = ", ".join(f"{name} {value.item():.2f}" for name, value in values.items())
     console.print(f"CRF parameters: {told}", highlight=False, markup=False)
     console.print(f"the CRF is in {target}; piecewise refine --crf {target} uses it", highlight=False, markup=False)
+
+
+def _tell_gain(console: Any, found: Any) -> None:
+    """How good the scores are alone, and under the CRF."""
+    from piecewise_training.cli.results import summary_table
+
+    console.print(summary_table({"scores alone": found.unary, "+ CRF, learned": found.crf}))
+    if found.crf.scores.miou < found.unary.scores.miou:
+        console.print("The CRF makes these scores worse: use them as they are, or learn on more images.")
