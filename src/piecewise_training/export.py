@@ -89,7 +89,7 @@ def export(model: PiecewiseTrainedModel, path: str | Path, size: tuple[int, int]
     missing = [name for name in _NEEDS[path.suffix] if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f'{path.suffix} needs {", ".join(missing)}, not installed here: pip install "piecewise-training[export]".'
+            f'{path.suffix} needs {", ".join(missing)}, not installed here: pip install ".[export]" in the checkout.'
         )
     network = _Scores(_fixed_padding(copy.deepcopy(model).to("cpu"))).eval().requires_grad_(False)
     free = [] if model.context is not None else [0] if size else [0, 2, 3]

@@ -28,7 +28,7 @@ def run(
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ValueError('piecewise demo needs Gradio: pip install "piecewise-training[demo]".') from error
+        raise ValueError('piecewise demo needs Gradio: pip install ".[demo]" in the checkout.') from error
 
     from piecewise_training.demo.page import LARGEST_FILE, build_page
     from piecewise_training.demo.parts import STYLE, theme
