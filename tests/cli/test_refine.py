@@ -60,6 +60,12 @@ def test_probabilities_are_recognised(folders: tuple[Path, Path], tmp_path: Path
     np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+def test_a_device_that_is_not_there(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images, scores = folders
+    assert main(["refine", str(scores), "--images", str(images), "--device", "cuda:99"]) == 1
+    assert "`device` is cuda:99, but torch finds" in capsys.readouterr().err
+
+
 def test_label_images(folders: tuple[Path, Path], tmp_path: Path) -> None:
     images, scores = folders
     logits = np.load(scores / "a.npy")

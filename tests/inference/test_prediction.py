@@ -140,6 +140,14 @@ def test_refine_with_a_learned_crf() -> None:
         expected = crf(torch.from_numpy(scores)[None], torch.from_numpy(image).movedim(-1, 0)[None])[0]
     assert np.array_equal(labels, expected.argmax(0).numpy())
     assert np.array_equal(probabilities, expected.exp().numpy())
+    seen: list[str] = []
+    crf.register_forward_pre_hook(lambda _, inputs: seen.extend(part.device.type for part in inputs))
+    for how in ({"crf": crf}, {}):  # to the device of tensors without values, from which none come back
+        with pytest.raises((NotImplementedError, RuntimeError, ValueError)):
+            refine(scores, image, device="meta", **how)
+    assert seen == ["meta", "meta"]
+    assert not any(parameter.is_inference() for parameter in crf.parameters())  # which could not be trained
+    crf = DenseCRF(3)
     with pytest.raises(ValueError, match="`crf` has kernels of its own: leave out pos_w, iterations"):
         refine(scores, image, crf, pos_w=1.0, iterations=3)
     with pytest.raises(ValueError, match=r"`unary_logits` must have 3 classes; got \(1, 2, 9, 11\)"):

@@ -26,6 +26,7 @@ def run(
     iterations: int | None = None,
     overlay: bool = True,
     probabilities: bool = False,
+    device: str = "auto",
 ) -> int:
     """Refines other people's predictions with a dense CRF: score maps, or label images, and the images they are of.
 
@@ -49,6 +50,7 @@ def run(
         iterations: mean-field updates; those of a learned CRF, or 10
         overlay: whether to write NAME_overlay.png, the image with its labels painted over
         probabilities: also write NAME_probabilities.npz (K, H, W), float16
+        device: cpu, cuda, cuda:1, mps, or auto for the best there is
     """
     import numpy as np
     from rich.progress import track
@@ -65,6 +67,7 @@ def run(
     from piecewise_training.dataset import Classes
     from piecewise_training.dataset.files import DataError, partners, read_image
     from piecewise_training.inference import refine
+    from piecewise_training.trainer import best_device
     from piecewise_training.visualization import prediction_files, save_prediction
 
     num_classes = class_count(num_classes, class_names)
@@ -82,6 +85,7 @@ def run(
     }
     how: dict[str, Any] = kernels | {"iterations": 10 if iterations is None else iterations}
     scores, image = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
+    place = best_device(device)
     refine(scores, image, **how)  # an option out of its range is said before a file is read
     if crf is not None:
         how = {"crf": _learned(crf, kernels, num_classes, iterations)}
@@ -91,7 +95,7 @@ def run(
         try:
             image = np.asarray(read_image(partner))
             scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
-            labels, refined = refine(scores, image, **how)
+            labels, refined = refine(scores, image, device=place, **how)
             classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
             save_prediction(Path(output), partner.stem, labels, refined, image, classes, **kinds)
         except DataError as error:  # which names the file

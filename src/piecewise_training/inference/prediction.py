@@ -61,11 +61,11 @@ def predict(
     return Prediction(_labels(log_p), _labels(scored.unary), log_p[0].exp().float().cpu().numpy())
 
 
-@torch.inference_mode()
 def refine(
     scores: Float[np.ndarray, "k h w"],
     image: Image.Image | UInt8[np.ndarray, "h w 3"],
     crf: DenseCRF | None = None,
+    device: str | torch.device = "cpu",
     **options: Any,
 ) -> tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "k h w"]]:
     """Refines somebody else's score maps with a dense CRF.
@@ -74,6 +74,7 @@ def refine(
         scores: unnormalised log-probabilities, such as logits; of probabilities, their logarithm.
         image: the RGB image of the same size.
         crf: one that was learned, in evaluation mode; its kernels are in it.
+        device: where to compute; a `crf` is moved there.
         **options: without one weights, bandwidths and iterations, as `dense_crf` takes them; `logarithm` changes
             nothing here.
 
@@ -92,14 +93,14 @@ def refine(
     pixels = _pixels(image)
     if scores.shape[1:] == pixels.shape[1:]:
         _check_count(len(scores))
-    if crf is None:
-        log_q = torch.from_numpy(dense_crf(scores[None], pixels[None], **(options | {"logarithm": True})))
-    elif options:
+    if crf is not None and options:
         raise ValueError(f"`crf` has kernels of its own: leave out {', '.join(options)}.")
-    else:
-        device = next(crf.parameters()).device
-        log_q = crf(checks.as_tensor("scores", scores)[None].to(device), pixels[None].to(device)).cpu()
-    return _labels(log_q), log_q[0].exp().numpy()
+    given, pixels = (part[None].to(device) for part in (checks.as_tensor("scores", scores), pixels))
+    if crf is not None:
+        crf.to(device)  # not under inference mode: it could not be trained afterwards
+    with torch.inference_mode():
+        log_q = crf(given, pixels) if crf else dense_crf(given, pixels, **(options | {"logarithm": True}))
+        return _labels(log_q), log_q[0].exp().cpu().numpy()
 
 
 def scores_from_labels(
