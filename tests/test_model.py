@@ -18,6 +18,7 @@ from piecewise_training.crf import DenseCRF, Kernel
 from piecewise_training.dataset import Classes, normalise
 from piecewise_training.model import PiecewiseTrainedModel, load_crf
 from piecewise_training.networks import ContextualCRF, Relation, vgg
+from piecewise_training.storage import read_header
 
 
 class Blocks(nn.Module):
@@ -183,6 +184,25 @@ def test_the_crf_alone_is_read_without_the_network(tmp_path: Path) -> None:
         assert not crf.training
         assert crf.configuration() == model.crf.configuration()
         assert all(map(torch.equal, crf.parameters(), model.crf.parameters()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"later": 1}, {"kernels": [{"xy_std": 3.0, "later": 1}]}, {"kernels": [{"xy_std": 3.0}]}]
+)
+def test_a_crf_of_a_later_version_is_refused_in_a_sentence(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = small_model()
+    assert model.crf is not None
+    model.save(tmp_path / "model.safetensors")
+    model.crf.save(tmp_path / "crf.safetensors", anything=[1])
+    assert json.loads(read_header(tmp_path / "crf.safetensors")["anything"]) == [1]
+    for name, part in (("model", "model"), ("crf", "crf")):
+        path = tmp_path / f"{name}.safetensors"
+        header = read_header(path)
+        configuration = json.loads(header[part])
+        (configuration["crf"] if name == "model" else configuration).update(changes)
+        safetensors.torch.save_file(safetensors.torch.load_file(path), path, header | {part: json.dumps(configuration)})
+        with pytest.raises(ValueError, match=rf"{name}.safetensors is damaged, or of a later version: "):
+            load_crf(path)
 
 
 def test_where_there_is_no_crf_to_read(tmp_path: Path) -> None:

@@ -269,13 +269,12 @@ class PiecewiseTrainedModel(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: the file is no saved model, or `unary` is missing, superfluous or does not fit.
         """
-        path = _model_file(Path(path))
+        path = model_file(Path(path))
         header = read_header(path)
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} holds weights but no model's configuration; it was not written by save.")
         configuration = json.loads(header["model"])
-        stored = json.loads(header["classes"])
-        classes = Classes(tuple(stored["names"]), tuple((r, g, b) for r, g, b in stored["colours"]))
+        classes = Classes.stored(json.loads(header["classes"]))
         name = configuration.pop("unary")
         if name is None and unary is None:
             raise ValueError(f"{path} was saved with a network of its own: pass it as `unary`.")
@@ -308,18 +307,22 @@ def load_crf(path: str | Path) -> DenseCRF:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds neither, or a model without a dense CRF.
+        ValueError: it holds neither, a model without a dense CRF, or what does not fit together.
     """
-    path = _model_file(Path(path))
+    path = model_file(Path(path))
     header = read_header(path)
     if header.get("format") != _FORMAT:
         return DenseCRF.load(path)
     configuration = json.loads(header["model"])
     if not configuration["use_crf"]:
         raise ValueError(f"{path} holds a model without a dense CRF.")
-    crf = DenseCRF(configuration["num_classes"], configuration["crf_iterations"], **configuration["crf"])
-    with safetensors.safe_open(path, framework="pt") as file:
-        crf.load_state_dict({name: file.get_tensor(f"crf.{name}") for name in crf.state_dict()})
+    try:
+        crf = DenseCRF(configuration["num_classes"], configuration["crf_iterations"], **configuration["crf"])
+        with safetensors.safe_open(path, framework="pt") as file:
+            own = [name for name in file.keys() if name.startswith("crf.")]  # noqa: SIM118, it is no mapping
+            crf.load_state_dict({name.removeprefix("crf."): file.get_tensor(name) for name in own})
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, or of a later version: {error}") from error
     return crf.eval()
 
 
@@ -349,7 +352,7 @@ def _check_crf(crf: DenseCRF | None, num_classes: int) -> None:
         )
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
     """The file of a saved model, which may be named by its run's folder."""
     if path.is_dir():
         folder, path = path, path / "piecewise_model_final.safetensors"

@@ -73,6 +73,10 @@ def write_report(
         notes: lines for the end of metrics_summary.txt.
     """
     folder = Path(folder)
+    for name in REPORT_FILES:  # of an earlier time: interrupted, nothing of it stands beside what is new
+        if history or name != "training_curves.png":
+            (folder / name).unlink(missing_ok=True)
+    _write_tables(folder, results, classes, notes)
     (first_name, first), (last_name, last) = list(results.items())[0], list(results.items())[-1]
     if history and any(values["train_loss"] for values in history.values()):
         titles = stage_titles or dict.fromkeys(history, "")
@@ -94,11 +98,8 @@ def write_report(
     if len(results) > 1:
         compared = {"before the CRF": before, "after the CRF": final}
         galleries["crf_comparison.png"] = {"image": images, "truth": truths, **compared}
-    else:
-        (folder / "crf_comparison.png").unlink(missing_ok=True)  # of an earlier time, which compared
     for name, columns in galleries.items() if samples else ():
         save_figure(figures.label_gallery(columns, names, classes), folder / name)
-    _write_tables(folder, results, classes, notes)
 
 
 def summary_rows(results: Mapping[str, Result]) -> tuple[tuple[str, ...], list[tuple[str, list[float]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from PIL import Image
 from piecewise_training.cli import main
 from piecewise_training.cli.scored import ScoredImages
 from piecewise_training.crf import DenseCRF
+from piecewise_training.dataset import Classes
 from piecewise_training.dataset.files import DataError
-from piecewise_training.inference import refine
+from piecewise_training.inference import refine, scores_from_labels
 from piecewise_training.model import PiecewiseTrainedModel, load_crf
+from piecewise_training.storage import read_header
 from tests.crf.scenes import scene
 
 
@@ -104,8 +107,37 @@ def test_an_image_is_scores_pixels_and_labels(folder: Path) -> None:
     assert (scores.dtype, target.dtype) == (torch.float32, torch.int64)
 
 
+def colours(path: str) -> set[tuple[int, ...]]:
+    """Of the palette of a label image."""
+    with Image.open(path) as image:
+        palette = image.getpalette() or []
+    return {tuple(palette[place : place + 3]) for place in range(0, 9, 3)}
+
+
+def test_what_it_was_learned_with_is_kept(folder: Path) -> None:
+    for path in (folder / "scores").iterdir():
+        Image.fromarray(np.load(path).argmax(0).astype(np.uint8)).save(path.with_suffix(".png"))
+        path.unlink()
+    flags = ["--class_names", "[a,b,c]", "--confidence", "0.9", "--epochs", "1", "--device", "cpu"]
+    assert main(["learn", "scores", *flags]) == 0
+    header = read_header(folder / "crf.safetensors")
+    assert (json.loads(header["classes"])["names"], json.loads(header["confidence"])) == (["a", "b", "c"], 0.9)
+    kept, other = [], []
+    for confidence, found in ((None, kept), ("0.5", other)):
+        flags = [] if confidence is None else ["--confidence", confidence]
+        assert main(["refine", "scores", "--crf", "crf.safetensors", *flags, "--probabilities"]) == 0
+        with np.load("refined/1_probabilities.npz") as file:
+            found.append(file["probabilities"])
+    label = np.asarray(Image.open("scores/1.png"))
+    with Image.open("images/1.png") as image:
+        _, expected = refine(scores_from_labels(label, 3, 0.9), image, load_crf("crf.safetensors"))
+    np.testing.assert_array_equal(kept[0], expected.astype(np.float16))
+    assert not np.array_equal(kept[0], other[0])
+
+
 def test_a_crf_of_a_run(folder: Path) -> None:
-    model = PiecewiseTrainedModel(3, 4, unary=torch.nn.Conv2d(3, 3, 1), crf={"pos_w": 0.5})
+    classes = Classes(("a", "b", "c"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
+    model = PiecewiseTrainedModel(3, 4, unary=torch.nn.Conv2d(3, 3, 1), crf={"pos_w": 0.5}, classes=classes)
     model.save("run/piecewise_model_final.safetensors")
     assert model.crf is not None
     for flags, iterations in (([], 4), (["--iterations", "1"], 1)):
@@ -113,6 +145,7 @@ def test_a_crf_of_a_run(folder: Path) -> None:
         model.crf.num_iterations = iterations
         with Image.open("images/1.png") as image, Image.open(f"out{iterations}/1.png") as out:
             np.testing.assert_array_equal(np.asarray(out), refine(np.load("scores/1.npy"), image, model.crf.eval())[0])
+        assert colours(f"out{iterations}/1.png") == set(classes.colours)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +161,8 @@ def test_a_crf_of_a_run(folder: Path) -> None:
         (["--labels", "none"], "`labels` none is no folder"),
         (["--num_classes", "4"], "0.npy holds scores of 3 classes, not of 4"),
         (["--epochs", "0"], "`epochs` must be at least 1; got 0"),
+        (["--flip", "2"], "`flip` must be from 0 to 1; got 2.0"),
+        (["--device", "cuda:99"], "`device` is cuda:99, but torch finds"),
         (["--kernels", "[{weight: 1}]"], "A kernel needs the bandwidth of something"),
     ],
 )
@@ -138,6 +173,30 @@ def test_faults(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[st
     assert message in capsys.readouterr().err
     assert (folder / "there.safetensors").read_bytes() == b"work"
     assert not (folder / "crf.safetensors").exists()
+
+
+def test_options_are_looked_at_before_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "scores" / "1.npy").write_bytes(b"nothing")
+    for flags, message in ((["--flip", "2"], "`flip`"), (["--kernels", "[{weight: 1}]"], "A kernel needs")):
+        assert main(["learn", "scores", "--device", "cpu", *flags]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_image_is_learned_on_or_judged_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("scores/1.npz", np.load("scores/1.npy"))
+    assert main(["learn", "scores", "--device", "cpu"]) == 1
+    assert "scores/1.npy and scores/1.npz are both of images/1.png. Give one of them" in capsys.readouterr().err
+    assert main(["learn", "labels", "--num_classes", "3", "--device", "cpu"]) == 1
+    assert "labels/1.png is given as scores and lies in `labels`" in capsys.readouterr().err
+
+
+def test_a_crf_that_did_not_learn_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--epochs", "1", "--learning_rate", "9"]
+    assert main(["learn", "scores", *flags]) == 0
+    told = capsys.readouterr().out
+    assert "+ CRF, as it began" in told
+    assert "learned" not in told.replace("learn on", "")
+    assert torch.equal(load_crf("crf.safetensors").pos_compatibility, 1 - torch.eye(3))
 
 
 def test_faults_of_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from piecewise_training.cli import build_parser
 from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, write_results
 from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
 from piecewise_training.dataset import Classes, SyntheticDataset
-from piecewise_training.inference import predict
+from piecewise_training.inference import Result, predict
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks import FeatMapNet, Relation, build_unary
 from piecewise_training.report import RunRecord
@@ -127,18 +128,31 @@ def test_what_is_interrupted_says_one_thing(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     new = {"unary alone": result(3), "+ another": result(4)}
     for images in (1, 4):  # in the samples, of which nothing is written yet; in the gallery
-        monkeypatch.setattr("piecewise_training.cli.results.predict", failing(images, error))
-        with pytest.raises(error):
-            write(tmp_path, new)
+        with monkeypatch.context() as patch:
+            patch.setattr("piecewise_training.cli.results.predict", failing(images, error))
+            with pytest.raises(error):
+                write(tmp_path, new)
         if images == 1:
             assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    record = RunRecord.load(tmp_path)
+    says_what_is_new(tmp_path, new)
+    write(tmp_path, {"unary alone": result(5), "+ CRF": result(9)})
+    with monkeypatch.context() as patch:  # and in the pictures
+        patch.setattr("piecewise_training.visualization.save_figure", failing(0, error))
+        with pytest.raises(error):
+            write(tmp_path, new)
+    says_what_is_new(tmp_path, new)
+    assert not [*tmp_path.glob("*.png")]
+
+
+def says_what_is_new(folder: Path, new: Mapping[str, Result]) -> None:
+    """The record, the page and the table, without pictures."""
+    record = RunRecord.load(folder)
     assert [*record.results] == [*new]
     assert not record.gallery
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "+ another" in page
     assert "data:image" not in page
-    assert "+ another" in (tmp_path / "metrics_summary.txt").read_text()
+    assert "+ another" in (folder / "metrics_summary.txt").read_text()
 
 
 @pytest.mark.parametrize(("row", "use_crf"), [("unary alone", False), ("+ CRF, learned", True)])

@@ -154,8 +154,11 @@ def test_resumes_what_an_earlier_version_began(run: Path, tmp_path: Path) -> Non
     shutil.copytree(run, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["model"]["crf_spatial"], config["training"]["optim"]["clip"], config["data"]["void_is_border"]
+    config["data"]["val_fraction"] = 0.2  # was the default of all data sets, though only folders have it
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["train", "--output", str(folder), "--resume"]) == 0
+    found = ["--model", str(folder), "--output", str(tmp_path / "found"), "--device", "cpu"]
+    assert main(["evaluate", *found]) == 0
 
 
 def test_one_run_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +269,10 @@ def test_evaluate_on_another_folder_takes_all_of_it(
 
 
 def test_a_run_is_found_and_judged_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     scenes = SyntheticDataset(5, (32, 48))
     for kind in ("images", "labels"):
@@ -286,6 +292,11 @@ def test_a_run_is_found_and_judged_from_any_folder(
         assert main(["evaluate", *run, *data, "--output", f"found{index}"]) == 0
         assert "1 images of 7 classes" in capsys.readouterr().out  # that which was held out
     assert main(["train", "--output", "../here/run", "--resume"]) == 0
+    assert main(["train", "--output", "../here/run", "--resume", "--data.root", "../here/data"]) == 0
+    assert "run began with" not in caplog.text
+    moved = (tmp_path / "here" / "data").rename(tmp_path / "moved")
+    assert main(["train", "--output", "../here/run", "--resume", "--data.root", str(moved)]) == 0
+    assert f"data.root is {moved} now; the run began with {tmp_path / 'here' / 'data'}" in caplog.text
 
 
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,8 +470,10 @@ def test_overwrite_leaves_nothing_to_resume(run: Path, tmp_path: Path) -> None:
     assert main(["train", *TINY, *arguments]) == 1  # so it is where an option makes no sense
     assert (folder / "metrics_summary.txt").is_file()
     assert (folder / "checkpoints" / "stage3" / "history.json").is_file()
+    (folder / "report_pictures" / "mine.png").write_bytes(b"mine")
     assert main(["train", *TINY, "--output", str(folder), "--overwrite", "--training.strategy", "independent"]) == 0
     assert not (folder / "checkpoints" / "stage3").exists()
+    assert (folder / "report_pictures" / "mine.png").read_bytes() == b"mine"
 
 
 def test_somebodys_folders_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from piecewise_training.dataset import Classes
 from piecewise_training.dataset.classes import voc_colours
+
+
+def test_stored() -> None:
+    classes = Classes(("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    assert Classes.stored(json.loads(json.dumps(asdict(classes)))) == classes
 
 
 def test_colours_are_distinct() -> None:

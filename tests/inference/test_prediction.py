@@ -130,12 +130,13 @@ def test_refine_gives_probabilities_of_any_array_in_any_case(how: dict[str, Any]
 
 
 def test_refine_with_a_learned_crf() -> None:
-    crf = DenseCRF(3, 4, pos_w=0.5, class_bias=True).eval()
+    crf = DenseCRF(3, 4, pos_w=0.5, class_bias=True, train_iterations=1).eval()
     with torch.no_grad():
         crf.pos_compatibility += 0.1 * torch.randn(3, 3)
     rng = np.random.default_rng(0)
     scores, image = rng.normal(size=(3, 9, 11)).astype(np.float32), rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    labels, probabilities = refine(scores, image, crf)
+    labels, probabilities = refine(scores, image, crf.train())
+    assert not crf.training
     with torch.no_grad():
         expected = crf(torch.from_numpy(scores)[None], torch.from_numpy(image).movedim(-1, 0)[None])[0]
     assert np.array_equal(labels, expected.argmax(0).numpy())

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from piecewise_training.networks import build_unary
 from piecewise_training.networks.depthwise import _Spared, spare_bfloat16
@@ -54,7 +56,21 @@ def test_copies_keep_it_and_it_is_done_once(copied: Callable[[nn.Module], nn.Mod
     assert network.state_dict().keys() == {"weight", "bias"}
 
 
+class Partial(nn.Conv2d):
+    """One that takes a mask as well."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(image * mask)
+
+
 def test_others_stay() -> None:
-    kinds = [nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 5, stride=2)]
+    whole = {"kernel_size": 5, "stride": 2, "groups": 8}
+    kinds = [
+        *(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 5, stride=2)),
+        *(Partial(8, 8, **whole), weight_norm(nn.Conv2d(8, 8, **whole))),
+    ]
     for convolution in kinds:
-        assert type(spare_bfloat16(convolution)) is nn.Conv2d
+        kind = type(convolution)
+        assert type(spare_bfloat16(convolution)) is kind
+    remove_parametrizations(kinds[-1], "weight")
+    assert type(kinds[-1]) is nn.Conv2d

@@ -178,8 +178,9 @@ def test_linear_unary_energies() -> None:
         np.testing.assert_allclose(mine.inference(0), np.array(expected.inference(0)), atol=1e-6)
 
 
-def test_infinite_energies_are_those_of_impossible_labels() -> None:
-    """As of `-np.log` of a softmax that has zeros."""
+@pytest.mark.parametrize("normalization", [ours.NORMALIZE_SYMMETRIC, ours.NO_NORMALIZATION])
+def test_infinite_energies_are_those_of_impossible_labels(normalization: int) -> None:
+    """As of `-np.log` of a softmax that has zeros; without normalisation a kernel's sum is as large as the image."""
     image, probabilities = picture(12, 14, 3)
     probabilities[0, :4] = 0
     probabilities[1, :, 9:] = 0
@@ -189,8 +190,8 @@ def test_infinite_energies_are_those_of_impossible_labels() -> None:
     for package in (ours, theirs):
         d = package.DenseCRF2D(14, 12, 3)
         d.setUnaryEnergy(energies)
-        d.addPairwiseGaussian(2, 3)
-        d.addPairwiseBilateral(10, 10, image, 5)
+        d.addPairwiseGaussian(2, 3, normalization=normalization)
+        d.addPairwiseBilateral(10, 10, image, 500, normalization=normalization)
         found.append(np.array(d.inference(4)))
     assert (found[1][0, : 4 * 14] == 0).all()
     np.testing.assert_allclose(found[0], found[1], atol=1e-4)
@@ -322,7 +323,7 @@ def with_energy() -> Any:
         (lambda: crf().setUnaryEnergy(np.zeros((3, 5))), r"must be \(3, 20\), \(K, N\); got \(3, 5\)"),
         (lambda: crf().setUnaryEnergy(np.zeros(60)), r"`u` must be a matrix; got \(60,\)"),
         (lambda: crf().setUnaryEnergy(np.full((3, 20), np.nan)), "`u` must be finite; 60 of 60 values are not"),
-        (lambda: crf().setUnaryEnergy(np.full((3, 20), np.inf)), "`u` must be finite; 60 of 60 values are not"),
+        (lambda: crf().setUnaryEnergy(np.full((3, 20), np.inf)), "each point a possible label; 20 of 20 have none"),
         (lambda: crf().setUnaryEnergy(np.full((3, 20), -np.inf)), "`u` must be finite; 60 of 60 values are not"),
         (lambda: ours.LogisticUnary(np.zeros((3, 2)), np.zeros((3, 9))), r"`L` \(K, F\) and `f` \(F, N\) must fit"),
         (lambda: crf().addPairwiseEnergy(np.zeros((2, 4)), 3), r"`features` must be \(F, 20\); got \(2, 4\)"),

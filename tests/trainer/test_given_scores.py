@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from piecewise_training.crf import DenseCRF, Kernel
 from piecewise_training.inference import evaluate_crf
 from piecewise_training.losses import cross_entropy
+from piecewise_training.processes import Group
 from piecewise_training.trainer import learn_crf
 from piecewise_training.trainer.given_scores import CRFModule
 from tests.crf.scenes import scene
@@ -122,6 +123,7 @@ def test_steps_that_would_spoil_it_end_it() -> None:
     ):
         learned(crf, 4)
     assert all(bool(value.isfinite().all()) for value in crf.state_dict().values())
+    assert not crf.training
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,12 @@ def test_steps_that_would_spoil_it_end_it() -> None:
 def test_what_cannot_be_learned_with(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         learned(DenseCRF(3, kernels=KERNELS), **options)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("piecewise_training.processes.current", lambda: Group(rank=1, size=2))
+    with pytest.raises(ValueError, match="`learn_crf` learns in one process, and this is one of several"):
+        learned(DenseCRF(3, kernels=KERNELS))
 
 
 def test_what_cannot_be_learned_on() -> None:

@@ -38,7 +38,8 @@ def run(
     """Learns a dense CRF for other people's predictions: from score maps, or label images, and the true labels.
 
     Some tens of images with true labels will do. A part of them is held out and tells what the CRF brings; the epoch
-    that is kept is the best on it. `piecewise refine --crf` uses what is written.
+    that is kept is the best on it. `piecewise refine --crf` uses what is written, which has the classes' names and the
+    confidence of label images, too.
 
     Args:
         inputs: .npy or .npz of (K, H, W) scores, .png of class indices, folders of them or globs
@@ -64,18 +65,22 @@ def run(
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
         overwrite: replace the output file
     """
+    import copy
     import dataclasses
     import math
 
+    import torch
     from rich.console import Console
     from torch.utils.data import DataLoader, Subset
 
     from piecewise_training.cli.inputs import class_count
     from piecewise_training.cli.scored import ScoredImages
     from piecewise_training.crf import DenseCRF
+    from piecewise_training.dataset import Classes
     from piecewise_training.dataset.build import held_out
     from piecewise_training.inference import evaluate_crf
     from piecewise_training.trainer import best_device, learn_crf
+    from piecewise_training.trainer.given_scores import check_numbers
 
     target = Path(output)
     if target.suffix != ".safetensors":
@@ -84,49 +89,58 @@ def run(
         raise ValueError(f"`output` {output} already exists. Pass --overwrite to replace it, or give another name.")
     if not 0 <= val_fraction < 1:
         raise ValueError(f"`val_fraction` must be from 0 to below 1; got {val_fraction}.")
-    console = Console()
-    data = ScoredImages(inputs, Path(images), Path(labels), kind, class_count(num_classes, class_names), confidence)
+    num_classes = class_count(num_classes, class_names)
+    options: dict[str, Any] = {
+        "num_iterations": iterations,
+        "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
+        "learn_bandwidths": learn_bandwidths,
+        "temperature": temperature,
+        "class_bias": class_bias,
+        "train_iterations": train_iterations,
+    }
+    # What is out of its range is said before the files are read, which may take a while.
+    DenseCRF(2, **options)
+    check_numbers(1 if epochs is None else epochs, learning_rate, flip)
+    place = best_device(device)
+    data = ScoredImages(inputs, Path(images), Path(labels), kind, num_classes, confidence)
     if val_fraction and len(data) < 2:
         raise ValueError("one image cannot be split. Give more, or --val_fraction 0.")
-    crf = DenseCRF(
-        data.classes(),
-        iterations,
-        kernels=[dataclasses.asdict(kernel) for kernel in kernels],
-        learn_bandwidths=learn_bandwidths,
-        temperature=temperature,
-        class_bias=class_bias,
-        train_iterations=train_iterations,
-    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    crf = DenseCRF(data.classes(), **options)
+    start = copy.deepcopy(crf.state_dict())
     judged = held_out(len(data), val_fraction, seed) if val_fraction else []
-    learned = [place for place in range(len(data)) if place not in judged]
-    console.print(f"{len(learned)} images to learn on, {len(judged)} held out, {crf.num_classes} classes")
+    seen = [index for index in range(len(data)) if index not in judged]
+    console.print(f"{len(seen)} images to learn on, {len(judged)} held out, {crf.num_classes} classes")
     if data.unlabelled:
         console.print(f"{data.unlabelled} files without true labels are left out")
     val_loader = DataLoader(Subset(data, judged)) if judged else None
     learn_crf(
         crf,
-        DataLoader(Subset(data, learned), shuffle=True),
-        max(2, math.ceil(_STEPS / len(learned))) if epochs is None else epochs,
+        DataLoader(Subset(data, seen), shuffle=True),
+        max(2, math.ceil(_STEPS / len(seen))) if epochs is None else epochs,
         val_loader,
         learning_rate=learning_rate,
         loss=loss,
         flip=flip,
-        device=device,
+        device=place,
         seed=seed,
     )
-    crf.save(target)
+    classes = Classes.named(class_names) if class_names else Classes.numbered(crf.num_classes)
+    crf.save(target, classes=dataclasses.asdict(classes), confidence=confidence)
+    moved = any(not torch.equal(value, start[name]) for name, value in crf.state_dict().items())
     if val_loader is not None:
-        _tell_gain(console, evaluate_crf(crf, val_loader, best_device(device)))
+        _tell_gain(console, evaluate_crf(crf, val_loader, place), "+ CRF, learned" if moved else "+ CRF, as it began")
     values = crf.kernel_parameters() | ({"temperature": crf.temperature} if temperature else {})
     told = ", ".join(f"{name} {value.item():.2f}" for name, value in values.items())
     console.print(f"CRF parameters: {told}", highlight=False, markup=False)
     console.print(f"the CRF is in {target}; piecewise refine --crf {target} uses it", highlight=False, markup=False)
 
 
-def _tell_gain(console: Any, found: Any) -> None:
+def _tell_gain(console: Any, found: Any, name: str) -> None:
     """How good the scores are alone, and under the CRF."""
     from piecewise_training.cli.results import summary_table
 
-    console.print(summary_table({"scores alone": found.unary, "+ CRF, learned": found.crf}))
+    console.print(summary_table({"scores alone": found.unary, name: found.crf}))
     if found.crf.scores.miou < found.unary.scores.miou:
         console.print("The CRF makes these scores worse: use them as they are, or learn on more images.")

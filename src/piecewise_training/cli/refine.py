@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ def run(
     kind: Literal["auto", "logits", "probabilities"] = "auto",
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
-    confidence: float = 0.7,
+    confidence: float | None = None,
     pos_xy_std: float = 3.0,
     pos_w: float = 3.0,
     bilateral_xy_std: float = 80.0,
@@ -38,9 +39,9 @@ def run(
         images: folder of the images, of the same names and sizes
         output: folder for the refined labels
         kind: what .npy and .npz hold; auto takes what is from 0 to 1 and sums to 1 for probabilities
-        num_classes: number of classes; label images need it
-        class_names: names of the classes, which also tell their number
-        confidence: probability of each pixel's label, for label images
+        num_classes: number of classes; label images need it, unless a learned CRF says it
+        class_names: names of the classes, which also tell their number; those of a learned CRF, if not given
+        confidence: probability of each pixel's label, for label images; that of a learned CRF, or 0.7
         pos_xy_std: bandwidth of the spatial kernel, in pixels
         pos_w: weight of the spatial kernel
         bilateral_xy_std: bandwidth of the bilateral kernel, in pixels
@@ -67,6 +68,8 @@ def run(
     from piecewise_training.dataset import Classes
     from piecewise_training.dataset.files import DataError, partners, read_image
     from piecewise_training.inference import refine
+    from piecewise_training.model import model_file
+    from piecewise_training.storage import read_header
     from piecewise_training.trainer import best_device
     from piecewise_training.visualization import prediction_files, save_prediction
 
@@ -87,17 +90,22 @@ def run(
     scores, image = np.zeros((2, 1, 1), np.float32), np.zeros((1, 1, 3), np.uint8)
     place = best_device(device)
     refine(scores, image, **how)  # an option out of its range is said before a file is read
+    classes = Classes.named(class_names) if class_names else None
     if crf is not None:
         how = {"crf": _learned(crf, kernels, num_classes, iterations)}
         num_classes = how["crf"].num_classes
+        described = read_header(model_file(Path(crf)))
+        classes = classes or Classes.stored(json.loads(described["classes"])) if "classes" in described else classes
+        confidence = float(described.get("confidence", "0.7")) if confidence is None else confidence
+    confidence = 0.7 if confidence is None else confidence
     faults = []
     for path, partner in track(pairs, "refining"):
         try:
             image = np.asarray(read_image(partner))
             scores = read_scores(path, image.shape[:2], kind, num_classes, confidence)
             labels, refined = refine(scores, image, device=place, **how)
-            classes = Classes.named(class_names) if class_names else Classes.numbered(len(scores))
-            save_prediction(Path(output), partner.stem, labels, refined, image, classes, **kinds)
+            shown = Classes.numbered(len(scores)) if classes is None else classes
+            save_prediction(Path(output), partner.stem, labels, refined, image, shown, **kinds)
         except DataError as error:  # which names the file
             faults.append(str(error))
         except FAULTS as error:

@@ -10,7 +10,7 @@ import yaml
 
 CONFIG = "config.yaml"
 _PARTS = ("data", "model", "training")
-_PATHS = {
+PATHS = {
     "data": ("root", "images", "labels", "image_list", "val_images", "val_labels", "val_list"),
     "model": ("pretrained", "start_from"),
 }
@@ -32,8 +32,8 @@ def run_config(folder: Path) -> dict[str, Any]:
 def with_whole_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration whose files and folders are found from any folder, not only from the one it was written in."""
     whole = dict(config)
-    for part, names in _PATHS.items():
+    for part, names in PATHS.items():
         options = dict(config.get(part) or {})
-        options |= {name: str(Path(options[name]).absolute()) for name in names if isinstance(options.get(name), str)}
+        options |= {name: str(Path(options[name]).resolve()) for name in names if isinstance(options.get(name), str)}
         whole[part] = options
     return whole

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +30,7 @@ class ScoredImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         unlabelled: how many of the files have no true labels; they are left out.
 
     Raises:
-        DataError: no file has true labels, or one that has them has no image.
+        DataError: no file has true labels, one that has them has no image, or two files are of one image.
         FileNotFoundError: an input names no such file.
     """
 
@@ -51,6 +52,7 @@ class ScoredImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self._paths = [path for path, _ in labelled]
         self._labels = [label for _, label in labelled]
         self._images = partners(self._paths, images, SCORED)
+        self._refuse_twice()
         self._how = kind, num_classes, confidence
 
     def __len__(self) -> int:
@@ -69,6 +71,16 @@ class ScoredImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
         pixels = torch.from_numpy(image).movedim(-1, 0)
         return torch.from_numpy(scores), pixels, torch.from_numpy(label.astype(np.int64))
 
+    def _refuse_twice(self) -> None:
+        """One image in two files could be learned on and held out, and true labels could be learned from themselves."""
+        seen: dict[Path, Path] = {}
+        for path, image, label in zip(self._paths, self._images, self._labels, strict=True):
+            if path.resolve() == label.resolve():
+                raise DataError(f"{path} is given as scores and lies in `labels`. Give other files, or another folder.")
+            if image in seen:
+                raise DataError(f"{seen[image]} and {path} are both of {image}. Give one of them.")
+            seen[image] = path
+
     def classes(self) -> int:
         """K, after each file has been read once: what is wrong with one is said before anything is learned.
 
@@ -76,8 +88,8 @@ class ScoredImages(Dataset[tuple[Tensor, Tensor, Tensor]]):
             DataError: a file cannot be read, or has other classes than the first.
         """
         found: dict[int, Path] = {}
-        for index, path in enumerate(self._paths):
-            found.setdefault(len(self[index][0]), path)
+        for index in track(range(len(self)), "reading"):
+            found.setdefault(len(self[index][0]), self._paths[index])
         if len(found) > 1:
             (first, one), (second, other) = list(found.items())[:2]
             raise DataError(f"{one} holds scores of {first} classes, and {other} of {second}. They must be the same.")

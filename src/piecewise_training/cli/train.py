@@ -17,14 +17,15 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
-from piecewise_training.cli.runs import CONFIG, run_config, with_whole_paths
+from piecewise_training.cli.runs import CONFIG, PATHS, run_config, with_whole_paths
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
 
 logger = logging.getLogger(__name__)
 
 _RECIPE = Path(__file__).with_name("synthetic.yaml")
-_FOLDERS = ("checkpoints", "logs", "report_pictures")
+_LOGS = ("checkpoints", "logs")
+_FOLDERS = (*_LOGS, "report_pictures")
 _DATA, _MODEL, _TRAINING = DataConfig(), ModelConfig(), TrainConfig()
 
 
@@ -234,7 +235,11 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
         if not run:
             raise FileNotFoundError(f"there is no run to resume in {folder}: it holds no {CONFIG} of one.")
         earlier, now = map(_decisive, (with_whole_paths(run), resolved))
-        changed = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
+        different = sorted(key for key in earlier.keys() | now.keys() if earlier.get(key) != now.get(key))
+        moved = {f"{part}.{name}" for part, names in PATHS.items() for name in names}
+        for key in moved.intersection(different):
+            logger.warning("%s is %s now; the run began with %s", key, now.get(key), earlier.get(key))
+        changed = [key for key in different if key not in moved]
         if changed:
             differs = "differ" if changed[1:] else "differs"
             raise ValueError(
@@ -287,8 +292,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _start_output(folder: Path, resolved: dict[str, Any], files: Iterable[str]) -> None:
     """Makes the folder this run's: nothing of an earlier one may be resumed or taken for it."""
+    from piecewise_training.report import remove_pictures
+
     if run_config(folder):
-        for name in _FOLDERS:
+        remove_pictures(folder)
+        for name in _LOGS:
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in files:
             (folder / name).unlink(missing_ok=True)

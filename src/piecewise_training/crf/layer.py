@@ -218,13 +218,17 @@ class DenseCRF(nn.Module):
             }
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, **described: Any) -> None:
         """Writes what was learned and the configuration to one safetensors file.
+
+        Args:
+            path: ends in .safetensors.
+            **described: what else is to stand in the file's header, as JSON can hold it.
 
         Raises:
             ValueError: the file's name does not end in .safetensors.
         """
-        save_weights(self, path, _FORMAT, crf=self.configuration())
+        save_weights(self, path, _FORMAT, crf=self.configuration(), **described)
 
     @classmethod
     def load(cls, path: str | Path) -> DenseCRF:
@@ -234,7 +238,7 @@ class DenseCRF(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file holds something else.
+            ValueError: the file holds something else, or what does not fit together.
         """
         path = Path(path)
         if not path.is_file():
@@ -244,8 +248,11 @@ class DenseCRF(nn.Module):
             raise ValueError(
                 f"{path} was not written by DenseCRF.save: it holds {header.get('format', 'other weights')}."
             )
-        crf = cls(**json.loads(header["crf"]))
-        crf.load_state_dict(safetensors.torch.load_file(path))
+        try:
+            crf = cls(**json.loads(header["crf"]))
+            crf.load_state_dict(safetensors.torch.load_file(path))
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged, or of a later version: {error}") from error
         return crf.eval()
 
     def is_built_like(self, other: DenseCRF) -> bool:

@@ -119,7 +119,12 @@ def _refuse_unused(config: DataConfig) -> None:
     """An option that another data set has means that the name was forgotten, and would lead to the wrong data."""
     mine = _OPTIONS.get(config.name, {"root"})
     others = {"root"}.union(*_OPTIONS.values()) - mine
-    given = [f.name for f in fields(config) if f.name in others and getattr(config, f.name) != f.default]
+    neutral = {"val_fraction": (None, _VAL_FRACTION)}  # runs of before have the usual share, whatever their data
+    given = [
+        f.name
+        for f in fields(config)
+        if f.name in others and getattr(config, f.name) not in neutral.get(f.name, (f.default,))
+    ]
     if given:
         owners = [name for name in _SOURCES if given[0] in _OPTIONS.get(name, {"root"})]
         raise DataError(

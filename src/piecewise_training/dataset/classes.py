@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Colour = tuple[int, int, int]
 
@@ -42,6 +43,11 @@ class Classes:
     def named(cls, names: Sequence[str]) -> Classes:
         """Classes with names of one's own, in PASCAL VOC's colours."""
         return cls(tuple(names), voc_colours(len(names)))
+
+    @classmethod
+    def stored(cls, values: Mapping[str, Any]) -> Classes:
+        """Classes as a file holds them: what `dataclasses.asdict` gives of them, as JSON."""
+        return cls(tuple(values["names"]), tuple((r, g, b) for r, g, b in values["colours"]))
 
     @classmethod
     def numbered(cls, count: int) -> Classes:

@@ -73,7 +73,7 @@ def refine(
     Args:
         scores: unnormalised log-probabilities, such as logits; of probabilities, their logarithm.
         image: the RGB image of the same size.
-        crf: one that was learned, in evaluation mode; its kernels are in it.
+        crf: one that was learned; its kernels are in it. It is left in evaluation mode.
         device: where to compute; a `crf` is moved there.
         **options: without one weights, bandwidths and iterations, as `dense_crf` takes them; `logarithm` changes
             nothing here.
@@ -97,7 +97,7 @@ def refine(
         raise ValueError(f"`crf` has kernels of its own: leave out {', '.join(options)}.")
     given, pixels = (part[None].to(device) for part in (checks.as_tensor("scores", scores), pixels))
     if crf is not None:
-        crf.to(device)  # not under inference mode: it could not be trained afterwards
+        crf.to(device).eval()  # not under inference mode: it could not be trained afterwards
     with torch.inference_mode():
         log_q = crf(given, pixels) if crf else dense_crf(given, pixels, **(options | {"logarithm": True}))
         return _labels(log_q), log_q[0].exp().cpu().numpy()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 def spare_bfloat16(network: nn.Module) -> nn.Module:
@@ -14,16 +16,22 @@ def spare_bfloat16(network: nn.Module) -> nn.Module:
 
     In bfloat16 with channels last, the gradient to the weights of dilated ones is noise of any size (torch 2.15 with
     oneDNN, seen up to 1e34), and those with strides or of 5 x 5 take twice as long. Only those of 3 x 3 without either
-    gain from bfloat16, and stay as they are.
+    gain from bfloat16, and stay as they are, as do kinds that take more than an image and those with parametrizations.
 
     Returns:
         the network, changed in place.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not _gains(module):
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and _is_plain(module) and not _gains(module):
             kind: Any = type(module)
             module.__class__ = _spared(kind)
     return network
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether it is called with an image alone, and its class is not one that torch has made for its weights."""
+    arguments = inspect.signature(type(convolution).forward).parameters
+    return len(arguments) == 2 and not is_parametrized(convolution)
 
 
 def _gains(convolution: nn.Conv2d) -> bool:

@@ -22,7 +22,7 @@ from piecewise_training.crf.lattice import LatticeOperator
 from piecewise_training.crf.pixels import require_memory
 from piecewise_training.pydensecrf.costs import Costs
 
-_FAR = 1e4  # above any other energy: exp(-_FAR) is 0
+_FAR = 1e20  # above what any kernel can make of an energy
 
 
 class KernelType(IntEnum):
@@ -380,7 +380,10 @@ def _far_instead_of_infinite(energy: np.ndarray) -> np.ndarray:
     impossible = np.isposinf(found)
     if found.ndim != 2 or not impossible.any():
         return found
-    return np.where(impossible, found.min(0) + _FAR, found)  # still infinite where a point has no possible label
+    hopeless = int(impossible.all(0).sum())
+    if hopeless:
+        raise ValueError(f"`u` must leave each point a possible label; {hopeless} of {found.shape[1]} have none.")
+    return np.where(impossible, found.min(0) + _FAR, found)
 
 
 def _matrix(name: str, value: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,15 +98,24 @@ def write_gallery(
     return gallery
 
 
-def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Puts pictures in the place of those of an earlier time, which are known by their names."""
+def remove_pictures(folder: Path) -> None:
+    """Removes what a gallery has left in a run's folder, which is known by its names; others' files stay."""
     target = folder / FOLDER
     if target.is_symlink():
         target.unlink()  # the link alone: what it leads to is somebody's
-    target.mkdir(parents=True, exist_ok=True)
-    for earlier in target.iterdir():
-        if _OURS.fullmatch(earlier.name):
-            earlier.unlink()
+    if not target.is_dir():
+        return
+    for picture in target.iterdir():
+        if _OURS.fullmatch(picture.name):
+            picture.unlink()
+    with suppress(OSError):  # not empty
+        target.rmdir()
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Puts pictures in the place of those of an earlier time."""
+    remove_pictures(folder)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)

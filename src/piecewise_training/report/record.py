@@ -114,11 +114,9 @@ class RunRecord:
 
 
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    stored = content["classes"]
-    colours = tuple((r, g, b) for r, g, b in stored["colours"])
     return {
         "name": content["name"],
-        "classes": Classes(tuple(stored["names"]), colours),
+        "classes": Classes.stored(content["classes"]),
         "results": {name: _result(values) for name, values in content["results"].items()},
         "history": _numbers(content["history"]),
         "titles": content["titles"],

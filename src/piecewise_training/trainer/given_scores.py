@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from piecewise_training import checks
+from piecewise_training import checks, processes
 from piecewise_training.config import Loss, OptimConfig
 from piecewise_training.crf import DenseCRF
 from piecewise_training.losses import unary_loss
@@ -116,11 +116,11 @@ def learn_crf(
 
     Returns:
         By quantity ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes") a value for
-        each epoch.
+        each epoch; none of validation without a `val_loader`.
 
     Raises:
         ValueError: a number is out of its range, `loss` is unknown, the CRF has nothing to learn, a loader yields no
-            batch, or scores, images and labels do not fit.
+            batch, scores, images and labels do not fit, or this is one of several processes that train together.
 
     Example:
         >>> scores, image = torch.randn(2, 8, 10), torch.randint(0, 256, (3, 8, 10), dtype=torch.uint8)
@@ -129,12 +129,18 @@ def learn_crf(
         >>> len(history["train_loss"])
         3
     """
-    _check(crf, epochs, learning_rate, flip)
+    check_numbers(epochs, learning_rate, flip)
+    if not any(parameter.requires_grad for parameter in crf.parameters()):
+        raise ValueError("`crf` has nothing to learn: every parameter has requires_grad=False.")
+    if processes.current().size > 1:
+        raise ValueError(
+            "`learn_crf` learns in one process, and this is one of several. Call it in a script of its own."
+        )
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
         if loader is not None and not len(loader):
             raise ValueError(f"`{name}` yields no batch: its images do not fill one, or it has none.")
     module = CRFModule(crf, loss, learning_rate, flip).train()
-    start = copy.deepcopy(crf.state_dict())
+    start, home = copy.deepcopy(crf.state_dict()), next(crf.parameters()).device
     history = History()
     place = best_device(device)
     options: dict[str, Any] = {
@@ -154,7 +160,10 @@ def learn_crf(
             *([ProgressBar()] if progress else []),
         ]
         trainer = lightning.Trainer(**options, max_epochs=epochs, callbacks=callbacks, default_root_dir=scratch)
-        trainer.fit(module, train_loader, val_loader)
+        try:
+            trainer.fit(module, train_loader, val_loader)
+        finally:
+            crf.to(home).eval()  # Lightning leaves it on the CPU
         if val_loader is not None:
             best = torch.load(Path(scratch) / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
             crf.load_state_dict({name.removeprefix("crf."): w for name, w in best.items() if name.startswith("crf.")})
@@ -164,19 +173,21 @@ def learn_crf(
             "the CRF reached %.2f %% mIoU at best and began with %.2f %%: it is as it began", 100 * reached, 100 * began
         )
         crf.load_state_dict(start)
-    crf.eval()
     return history.values
 
 
-def _check(crf: DenseCRF, epochs: int, learning_rate: float, flip: float) -> None:
+def check_numbers(epochs: int, learning_rate: float, flip: float) -> None:
+    """Checks the ranges of what `learn_crf` is given.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
     if epochs < 1:
         raise ValueError(f"`epochs` must be at least 1; got {epochs}.")
     if not learning_rate > 0:
         raise ValueError(f"`learning_rate` must be above 0; got {learning_rate}.")
     if not 0 <= flip <= 1:
         raise ValueError(f"`flip` must be from 0 to 1; got {flip}.")
-    if not any(parameter.requires_grad for parameter in crf.parameters()):
-        raise ValueError("`crf` has nothing to learn: every parameter has requires_grad=False.")
 
 
 def _miou(module: CRFModule, val_loader: DataLoader[Any], options: dict[str, Any]) -> float:
