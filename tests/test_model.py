@@ -532,3 +532,12 @@ def test_networks_that_show_their_feature_map(name: str) -> None:
 def test_contexts_that_do_not_fit(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", ["largefov_vgg16", "fcn8s_vgg16"])
+def test_image_is_continued_to_the_cells_of_vggs_poolings(name: str) -> None:
+    """Else the cells that stand out beyond the image would be squeezed into it, and the scores shifted with them."""
+    model = PiecewiseTrainedModel(3, use_crf=False, unary=name, pretrained=False).eval()
+    image = torch.nn.functional.pad(torch.randn(1, 3, 41, 66), (0, 6, 0, 7), mode="replicate")
+    with torch.inference_mode():
+        torch.testing.assert_close(model(image[:, :, :41, :66])[0], model(image)[0][:, :, :41, :66])

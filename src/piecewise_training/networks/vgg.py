@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from piecewise_training.networks.weights import Pretrained, StateDict, initialise
 
+STRIDE = 8  # of the scores
+
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and number of 3 x 3 convolutions
 
 
@@ -24,6 +26,10 @@ class LargeFOV(nn.Module):
         num_classes: number of score maps.
         pretrained: True, False, a local file, or None to try; see `weights.initialise`.
 
+    Attributes:
+        multiple: of which an image's sides should be: a cell that poolings have rounded up lies beyond the image.
+        channels: of the feature map.
+
     Example:
         >>> LargeFOV(21, pretrained=False).eval()(torch.zeros(1, 3, 64, 72)).shape
         torch.Size([1, 21, 8, 9])
@@ -37,6 +43,7 @@ class LargeFOV(nn.Module):
         self.score = nn.Conv2d(1024, num_classes, 1)
         self.dropout = nn.Dropout2d(0.5)
         self.channels = 1024
+        self.multiple = STRIDE
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(_bias(self.score))
         initialise(self, pretrained, fetch_vgg16, _to_large_fov)
@@ -67,6 +74,9 @@ class FCN8s(nn.Module):
         num_classes: number of score maps.
         pretrained: True, False, a local file, or None to try; see `weights.initialise`.
 
+    Attributes:
+        multiple: of which an image's sides should be: a cell that poolings have rounded up lies beyond the image.
+
     Example:
         >>> FCN8s(21, pretrained=False).eval()(torch.zeros(1, 3, 64, 72)).shape
         torch.Size([1, 21, 8, 9])
@@ -85,6 +95,7 @@ class FCN8s(nn.Module):
         self.up_fc7 = _bilinear_upsampling(num_classes)
         self.up_pool4 = _bilinear_upsampling(num_classes)
         self.dropout = nn.Dropout2d(0.5)
+        self.multiple = STRIDE  # coarser maps may end beyond the image: of them the upsampled part within it is taken
         for layer in (self.score, self.score_pool4, self.score_pool3):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(_bias(layer))
