@@ -11,7 +11,7 @@ from piecewise_training.networks import FCN8s, LargeFOV
 from piecewise_training.networks.vgg import _bilinear_upsampling, _to_fcn, _to_large_fov
 
 
-def test_large_fov_is_the_published_network() -> None:
+def test_large_fov_has_the_published_strides_and_dilations() -> None:
     net = LargeFOV(21, pretrained=False)
     pools = [layer for layer in net.features if isinstance(layer, nn.MaxPool2d)]
     assert [pool.stride for pool in pools] == [2, 2, 2, 1, 1]
@@ -69,6 +69,30 @@ def test_upsampling_starts_bilinear() -> None:
     ramp = torch.arange(6.0).expand(1, 2, 6, 6).contiguous()
     expected = torch.nn.functional.interpolate(ramp, scale_factor=2, mode="bilinear", align_corners=False)
     torch.testing.assert_close(up(ramp)[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
+
+
+def test_fcns_skips_lie_on_each_other() -> None:
+    """A ramp that passes through to fc7 and both pools: each sees the maximum of its cell, which is where its cell is.
+
+    In 168 pixels the poolings leave 21 cells of 8, 11 of 16 and 6 of 32, so that both upsampled maps stand out beyond.
+    """
+    net = FCN8s(3, pretrained=False).eval()
+    for layer in (*net.features, net.fc6, net.fc7, net.score_pool3, net.score_pool4, net.score):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            middle = layer.kernel_size[0] // 2
+            scored = {net.score_pool3: 0, net.score_pool4: 1, net.score: 2}.get(layer, 0)
+            layer.weight.data[scored, 0, middle, middle] = 1
+    ramp = 1 + torch.arange(168.0).expand(168, 168)
+    with torch.inference_mode():
+        scores = net(torch.stack([ramp, ramp.T])[:, None].repeat(1, 3, 1, 1))
+    within = scores[:, :, 4:-4, 4:-4]  # where an upsampling sees whole cells alone
+    across, down = within[0], within[1].mT
+    torch.testing.assert_close(across, down)
+    expected = 8 * torch.arange(1.0, 22)[4:-4].expand(13, 13)  # pixels up to a cell's end
+    for found, beyond in zip(across, (0, 4, 12), strict=True):  # by how much half a larger cell is more
+        torch.testing.assert_close(found, expected + beyond)
 
 
 def test_gradients_reach_every_parameter() -> None:
