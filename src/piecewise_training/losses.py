@@ -164,7 +164,9 @@ class StructuredLoss(nn.Module):
 def dice(
     logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
 ) -> Float[Tensor, ""]:
-    """One minus the soft Dice coefficient, averaged over the classes that occur (Milletari et al., 3DV 2016).
+    """One minus the soft Dice coefficient, averaged over the classes that occur.
+
+    After Milletari et al. (3DV 2016), whose coefficient is of one class and has sums of squares below; these are sums.
 
     Args:
         logits: (B, K, H, W).

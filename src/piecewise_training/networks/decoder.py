@@ -15,7 +15,7 @@ class Decoder(nn.Module):
         early_channels: channels of the early map, usually at stride 4.
         deep_channels: channels of the deep map.
         num_classes: number of score maps.
-        dilations: of the 3 x 3 convolutions on the deep map; about 96 pixels of the image at the most.
+        dilations: of the 3 x 3 convolutions on the deep map; a `TimmSegmenter` takes 96 and 192 pixels of the image.
         width: channels inside.
 
     Example:

@@ -36,8 +36,7 @@ class FeatMapNet(nn.Module):
         num_classes: number of score maps.
         scales: of the image, each above 0.
         pooling: sides of the pooled squares, each odd; none for no pooling.
-        widths: channels of each block's convolutions; None takes the paper's 4096, 512 and 512 for VGG-16 and 128 for
-            others.
+        widths: channels of each block's convolutions; None takes 4096, 512 and 512 for VGG-16 and 128 for others.
         hidden: width of the head.
         pretrained: ImageNet weights: True, False, a local file, or None to try; see `weights.initialise`.
 

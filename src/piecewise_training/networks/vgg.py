@@ -22,6 +22,10 @@ class LargeFOV(nn.Module):
     convolutions bear torchvision's names (`features.0.weight`, ...), so that its VGG-16 weights fit; fc6 and fc7 start
     from every fourth filter of VGG's, fc6 from every third row and column of it, as DeepLab's authors did.
 
+    It is not their network in all: where their first three poolings take 3 x 3 places with a padding of 1, ours take
+    VGG's 2 x 2, whose cells lie on the image without a shift; the mean over 3 x 3 places that they put between pool5
+    and fc6 is left out; and dropout leaves out whole channels, not single elements.
+
     Args:
         num_classes: number of score maps.
         pretrained: True, False, a local file, or None to try; see `weights.initialise`.
@@ -68,7 +72,8 @@ class FCN8s(nn.Module):
     """FCN-8s on VGG-16 (Long, Shelhamer & Darrell, CVPR 2015): scores of fc7, pool4 and pool3, each upsampled by two.
 
     The two upsamplings start as bilinear and are learned; the scores of pool4 and pool3 start at zero. The original
-    pads the image by 100 pixels to keep fc6 in it; here fc6 is padded by 3.
+    pads the image by 100 pixels to keep fc6 in it; here fc6 is padded by 3. Dropout leaves out whole channels, not
+    single elements.
 
     Args:
         num_classes: number of score maps.
