@@ -541,3 +541,12 @@ def test_image_is_continued_to_the_cells_of_vggs_poolings(name: str) -> None:
     image = torch.nn.functional.pad(torch.randn(1, 3, 41, 66), (0, 6, 0, 7), mode="replicate")
     with torch.inference_mode():
         torch.testing.assert_close(model(image[:, :, :41, :66])[0], model(image)[0][:, :, :41, :66])
+
+
+def test_a_context_of_mappings_is_built_and_loaded(tmp_path: Path) -> None:
+    options = {"channels": 5, "relations": [{"name": "surrounding", "hidden": 4}]}
+    model = PiecewiseTrainedModel(3, unary=WithFeatures(), context=options)
+    model.save(tmp_path / "model.safetensors")
+    loaded = PiecewiseTrainedModel.load(tmp_path / "model.safetensors", unary=WithFeatures())
+    assert loaded.context is not None
+    assert loaded.context.relations == (Relation("surrounding", hidden=4),)

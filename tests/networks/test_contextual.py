@@ -139,6 +139,13 @@ def test_starts_without_potentials() -> None:
     torch.testing.assert_close(ContextualCRF(4, 3)(unary, torch.randn(2, 4, 4, 5)), unary.log_softmax(1))
 
 
+def test_relations_may_be_mappings() -> None:
+    """As a configuration has them."""
+    crf = ContextualCRF(4, 3, [{"name": "above_below", "hidden": 7}, Relation("surrounding")])
+    assert crf.relations == (Relation("above_below", hidden=7), Relation("surrounding"))
+    assert ContextualCRF(num_classes=3, **crf.configuration()).relations == crf.relations
+
+
 @pytest.mark.parametrize("kept", [0, 1 << 24])
 def test_gradients(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contextual, "_KEPT", kept)
@@ -192,6 +199,10 @@ def test_edges_that_are_all_void() -> None:
     [
         (lambda: ContextualCRF(4, 1), "`num_classes` must be at least 2; got 1"),
         (lambda: ContextualCRF(4, 2, []), "`relations` must hold at least one"),
+        (lambda: Relation("above-below"), r"`name` must be surrounding or above_below; got 'above-below' \(str\)"),  # type: ignore[arg-type]
+        (lambda: Relation("surrounding", box=0), "`box` must be above 0; got 0"),
+        (lambda: Relation("surrounding", samples=1), "`samples` must be at least 2 or None; got 1"),
+        (lambda: Relation("surrounding", hidden=0), "`hidden` must be at least 1; got 0"),
         (lambda: ContextualCRF(4, 2, iterations=-1), "`iterations` must be at least 0; got -1"),
         (lambda: ContextualCRF(4, 2, stride=0), "`stride` must be at least 1; got 0"),
         (

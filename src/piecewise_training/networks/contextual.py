@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from piecewise_training import checks
 from piecewise_training.compiling import uncompiled
-from piecewise_training.networks.edges import RelationName, relation_edges
+from piecewise_training.networks.edges import RelationName, check_relation, relation_edges
 from piecewise_training.networks.pairwise import PairwiseNet
 
 _MOST = 1 << 26  # numbers of K x K scores at a time: a quarter of a gigabyte
@@ -31,6 +31,9 @@ class Relation:
         samples: places along a side of the box; None takes all.
         hidden: width of the pairwise network.
         symmetric: whether its potential is; see `PairwiseNet`.
+
+    Raises:
+        ValueError: no relation has that name, or a number is out of its range.
     """
 
     name: RelationName
@@ -38,6 +41,12 @@ class Relation:
     samples: int | None = 5
     hidden: int = 256
     symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the numbers now: edges are looked for after the network has been trained."""
+        check_relation(self.name, self.box, self.samples, "name")
+        if self.hidden < 1:
+            raise ValueError(f"`hidden` must be at least 1; got {self.hidden}.")
 
 
 class ContextualCRF(nn.Module):
@@ -61,7 +70,7 @@ class ContextualCRF(nn.Module):
     Args:
         channels: of the feature map.
         num_classes: K.
-        relations: one or more.
+        relations: one or more, or their attributes by name.
         iterations: mean-field updates.
         residual: whether pairwise networks are trained on top of the nodes' own scores.
         stride: pixels from node to node in a `PiecewiseTrainedModel`, about, but never fewer than the feature map's;
@@ -80,7 +89,7 @@ class ContextualCRF(nn.Module):
         self,
         channels: int,
         num_classes: int,
-        relations: Sequence[Relation] = (Relation("surrounding"), Relation("above_below")),
+        relations: Sequence[Relation | Mapping[str, Any]] = (Relation("surrounding"), Relation("above_below")),
         iterations: int = 3,
         residual: bool = True,
         stride: int = 16,
@@ -96,12 +105,12 @@ class ContextualCRF(nn.Module):
             raise ValueError(f"`stride` must be at least 1; got {stride}.")
         self.channels = channels
         self.num_classes = num_classes
-        self.relations = tuple(relations)
+        self.relations = tuple(Relation(**own) if isinstance(own, Mapping) else own for own in relations)
         self.iterations = iterations
         self.residual = residual
         self.stride = stride
         self.nets = nn.ModuleList(
-            PairwiseNet(channels, num_classes, relation.hidden, relation.symmetric) for relation in relations
+            PairwiseNet(channels, num_classes, relation.hidden, relation.symmetric) for relation in self.relations
         )
         self.log_factors = nn.Parameter(torch.zeros(len(relations)))
 

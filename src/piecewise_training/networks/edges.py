@@ -46,15 +46,20 @@ def relation_edges(
         tensor([[3, 2, 3, 2],
                 [0, 0, 1, 1]])
     """
-    if relation not in get_args(RelationName):
-        raise ValueError(f"`relation` must be surrounding or above_below; got {checks.describe(relation)}.")
+    check_relation(relation, box, samples)
     if height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be at least 1; got {height} and {width}.")
+    return _edges(relation, height, width, box, samples)
+
+
+def check_relation(relation: str, box: float, samples: int | None, called: str = "relation") -> None:
+    """Raises a ValueError where a relation has no such box; `called` is the name of its name where it came in."""
+    if relation not in get_args(RelationName):
+        raise ValueError(f"`{called}` must be surrounding or above_below; got {checks.describe(relation)}.")
     if not box > 0:
         raise ValueError(f"`box` must be above 0; got {box}.")
     if samples is not None and samples < 2:
         raise ValueError(f"`samples` must be at least 2 or None; got {samples}.")
-    return _edges(relation, height, width, box, samples)
 
 
 @lru_cache(maxsize=64)
