@@ -216,6 +216,23 @@ def test_errors(build: Any, message: str) -> None:
         build()
 
 
+@pytest.mark.parametrize("call", [ContextualCRF.forward, ContextualCRF.edge_scores])
+@pytest.mark.parametrize(
+    ("unary", "features", "message"),
+    [
+        ((1, 2, 6, 8), (1, 4, 3, 4), r"must agree in batch, height and width; got \(1, 2, 6, 8\) .*Resize one"),
+        ((2, 2, 3, 4), (1, 4, 3, 4), r"must agree in batch, height and width; got \(2, 2, 3, 4\) float32 and"),
+        ((1, 3, 3, 4), (1, 4, 3, 4), r"`unary` must be \(B, 2, H, W\); got \(1, 3, 3, 4\) float32"),
+        ((1, 2, 3, 4), (1, 5, 3, 4), r"`features` must be \(B, 4, H, W\); got \(1, 5, 3, 4\) float32"),
+        ((1, 2, 12), (1, 4, 12), r"`unary` must be \(B, 2, H, W\); got \(1, 2, 12\) float32"),
+    ],
+)
+def test_maps_that_do_not_fit(call: Any, unary: Any, features: Any, message: str) -> None:
+    """Edges are numbers of nodes, and of a larger map would be some of its first rows."""
+    with pytest.raises(ValueError, match=message):
+        call(ContextualCRF(4, 2), torch.zeros(unary), torch.zeros(features))
+
+
 SKY, BOAT, WATER, SHORE = range(4)
 
 

@@ -145,7 +145,12 @@ class ContextualCRF(nn.Module):
     def edge_scores(
         self, unary: Float[Tensor, "b k h w"], features: Float[Tensor, "b c h w"]
     ) -> list[Float[Tensor, "b e k k"]]:
-        """The scores of pairs of labels on each relation's edges, as they are trained; none reaches `unary` back."""
+        """The scores of pairs of labels on each relation's edges, as they are trained; none reaches `unary` back.
+
+        Raises:
+            ValueError: a map has other axes or channels, or the two differ in batch or size.
+        """
+        self._check(unary, features)
         edges = self.edges(features)
         scores = [net(features, own) for net, own in zip(self.nets, edges, strict=True)]
         if not self.residual:
@@ -162,13 +167,9 @@ class ContextualCRF(nn.Module):
             features: what the pairwise networks see of each node.
 
         Raises:
-            ValueError: the two maps differ in batch or size.
+            ValueError: a map has other axes or channels, or the two differ in batch or size.
         """
-        if unary.shape[0] != features.shape[0] or unary.shape[2:] != features.shape[2:]:
-            raise ValueError(
-                "`unary` and `features` must agree in batch, height and width; "
-                f"got {checks.describe(unary)} and {checks.describe(features)}."
-            )
+        self._check(unary, features)
         scores = _at_least_single(unary.flatten(2).mT)
         numbers = len(scores) * self.num_classes**2
         tell = [
@@ -184,6 +185,17 @@ class ContextualCRF(nn.Module):
                 told = told + weight * of_relation(q)
             log_q = told.log_softmax(2)
         return log_q.mT.reshape(unary.shape)
+
+    def _check(self, unary: Tensor, features: Tensor) -> None:
+        """Edges are numbers of nodes: on maps of two sizes they would pair wrong ones."""
+        for name, value, channels in (("unary", unary, self.num_classes), ("features", features, self.channels)):
+            if value.ndim != 4 or value.shape[1] != channels:
+                raise ValueError(f"`{name}` must be (B, {channels}, H, W); got {checks.describe(value)}.")
+        if unary.shape[0] != features.shape[0] or unary.shape[2:] != features.shape[2:]:
+            raise ValueError(
+                "`unary` and `features` must agree in batch, height and width; "
+                f"got {checks.describe(unary)} and {checks.describe(features)}. Resize one to the other."
+            )
 
 
 def pair_potential(scores: Float[Tensor, "*e k k"]) -> Float[Tensor, "*e k k"]:
