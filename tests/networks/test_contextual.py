@@ -98,8 +98,28 @@ def test_edges_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = crf(unary, features)
     monkeypatch.setattr(contextual, "_KEPT", 0)
     torch.testing.assert_close(crf(unary, features), expected)
-    monkeypatch.setattr(contextual, "_MOST", 100)
+    monkeypatch.setattr(contextual, "_MOST", 10_000)
     torch.testing.assert_close(crf(unary, features), expected)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+def test_wide_networks_are_evaluated_in_parts(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two classes an edge has 4 scores, but in the layer before them 100 numbers, three times at a time."""
+    crf = with_potentials(4, 2, [Relation("surrounding", hidden=100)])
+    features, unary = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 5, 6)
+    expected = torch.autograd.grad(crf(unary, features)[:, 0].sum(), [*crf.parameters()])
+    edges = crf.edges(features)[0].shape[1]
+    monkeypatch.setattr(contextual, "_KEPT", kept)
+    monkeypatch.setattr(contextual, "_MOST", 3 * 2 * 100 * 50)
+    sizes: list[int] = []
+    crf.nets[0].activation.register_forward_hook(lambda module, inputs, _: sizes.append(inputs[0].numel()))
+    held: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: held.append(x.numel()) or x, lambda x: x):
+        found = crf(unary, features)
+    assert max(sizes) <= 2 * 100 * 50 < 2 * 100 * edges
+    assert max(held) <= 2 * 100 * 30  # what the nodes give: the way back holds on to no edge's
+    found = torch.autograd.grad(found[:, 0].sum(), [*crf.parameters()])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 24])

@@ -17,7 +17,7 @@ from piecewise_training.compiling import uncompiled
 from piecewise_training.networks.edges import RelationName, check_relation, relation_edges
 from piecewise_training.networks.pairwise import PairwiseNet
 
-_MOST = 1 << 26  # numbers of K x K scores at a time: a quarter of a gigabyte
+_MOST = 1 << 26  # numbers of a pairwise network's layers on edges at a time: a quarter of a gigabyte
 _KEPT = 1 << 24  # numbers of a relation's K x K scores that are kept from one iteration to the next
 
 
@@ -171,9 +171,8 @@ class ContextualCRF(nn.Module):
         """
         self._check(unary, features)
         scores = _at_least_single(unary.flatten(2).mT)
-        numbers = len(scores) * self.num_classes**2
         tell = [
-            _messages(cast(PairwiseNet, net), features, edges, numbers, self.residual)
+            _messages(cast(PairwiseNet, net), features, edges, self.residual)
             for net, edges in zip(self.nets, self.edges(features), strict=True)
         ]
         weights = self.weights(features)
@@ -204,22 +203,27 @@ def pair_potential(scores: Float[Tensor, "*e k k"]) -> Float[Tensor, "*e k k"]:
     return joint - joint.logsumexp(-1, keepdim=True) - joint.logsumexp(-2, keepdim=True)
 
 
-def _messages(
-    net: PairwiseNet, features: Tensor, edges: Tensor, numbers: int, residual: bool
-) -> Callable[[Tensor], Tensor]:
+def _messages(net: PairwiseNet, features: Tensor, edges: Tensor, residual: bool) -> Callable[[Tensor], Tensor]:
     """What a relation's edges tell the nodes, as a function of their marginals (B, N, K).
 
-    The potentials are computed once where they are few; else in parts, and again in each iteration and on the way
-    back: K squared numbers an edge are not worth their memory.
+    The potentials are computed once where they are few; else in each iteration and on the way back: K squared numbers
+    an edge are not worth their memory. Either is done in parts, for the layers before them may be wider: what both ends
+    give, and its sum.
     """
     first, second = net.on_nodes(features)
+    pairs, numbers = edges.shape[1] * len(features), net.num_classes**2
+    count = max(1, math.ceil(pairs * max(numbers, 3 * net.scores.in_features) / _MOST))
+    parts = edges.tensor_split(count, 1)
 
     def potentials(first: Tensor, second: Tensor, part: Tensor) -> Tensor:
         scores = _at_least_single(net.on_edges(first, second, part))
         return scores if residual else pair_potential(scores)
 
-    if edges.shape[1] * numbers <= _KEPT:
-        kept = potentials(first, second, edges)
+    if pairs * numbers <= _KEPT:
+        if count == 1:
+            kept = potentials(first, second, edges)
+        else:
+            kept = torch.cat([checkpoint(potentials, first, second, part, use_reentrant=False) for part in parts], 1)
         return lambda q: _told(kept, q, edges)
 
     def computed(q: Tensor, first: Tensor, second: Tensor, part: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ def _messages(
 
     def in_parts(q: Tensor) -> Tensor:
         told = torch.zeros_like(q)
-        for part in edges.tensor_split(math.ceil(edges.shape[1] * numbers / _MOST), 1):
+        for part in parts:
             told = told + checkpoint(computed, q, first, second, part, use_reentrant=False)
         return told
 
