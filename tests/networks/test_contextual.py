@@ -13,6 +13,7 @@ from torch import nn
 from piecewise_training.losses import cross_entropy, edge_nll, node_labels
 from piecewise_training.networks import contextual
 from piecewise_training.networks.contextual import ContextualCRF, Relation, pair_potential
+from piecewise_training.networks.edges import relation_edges
 
 
 def with_potentials(channels: int, classes: int, *arguments: Any, **options: Any) -> ContextualCRF:
@@ -100,6 +101,22 @@ def test_edges_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(crf(unary, features), expected)
     monkeypatch.setattr(contextual, "_MOST", 10_000)
     torch.testing.assert_close(crf(unary, features), expected)
+
+
+def test_edges_are_looked_for_once_and_stay_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    crf, found = ContextualCRF(4, 3, iterations=0).to("meta"), []
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        found.append(relation_edges(*arguments, **options))
+        return found[-1]
+
+    monkeypatch.setattr(contextual, "relation_edges", counted)
+    for _ in range(2):
+        crf(torch.zeros(1, 3, 5, 6, device="meta"), torch.zeros(1, 4, 5, 6, device="meta"))
+    assert len(found) == 4  # two relations of two images
+    assert found[0] is found[2]
+    assert found[1] is found[3]
+    assert found[0].is_meta
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 24])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from piecewise_training.networks.edges import relation_edges
 
@@ -56,14 +57,36 @@ def test_five_by_five_samples_have_24_neighbours_inside() -> None:
     assert int((start == 20 * 41 + 20).sum()) == 24
 
 
-def test_what_prediction_made_serves_training() -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_prediction_made_serves_training(device: str) -> None:
     with torch.inference_mode():
-        edges = relation_edges("surrounding", 3, 17)
+        edges = relation_edges("surrounding", 3, 17, device=device)
     assert not edges.is_inference()
 
 
-def test_is_kept() -> None:
-    assert relation_edges("surrounding", 6, 7) is relation_edges("surrounding", 6, 7)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_is_kept(device: str) -> None:
+    """On every device: edges are not moved there for each image."""
+    edges = relation_edges("surrounding", 6, 7, device=device)
+    assert edges.device.type == device
+    assert edges is relation_edges("surrounding", 6, 7, device=torch.device(device))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_kept_belongs_to_no_mode(device: str) -> None:
+    """A function that is traced or differentiated has tensors of its own, which are of no use after it."""
+
+    def differentiated(x: torch.Tensor) -> torch.Tensor:
+        kept.append(relation_edges("surrounding", 5, 19, device=device))
+        return x.sum()
+
+    kept: list[torch.Tensor] = []
+    torch.func.grad(differentiated)(torch.zeros(2))
+    with FakeTensorMode():
+        kept.append(relation_edges("surrounding", 5, 23, device=device))
+    for edges in kept:
+        assert type(edges) is torch.Tensor
+        assert "GradTrackingTensor" not in repr(edges)
 
 
 @pytest.mark.parametrize(

@@ -129,17 +129,19 @@ class ContextualCRF(nn.Module):
         """The edges of each relation over a map."""
         height, width = features.shape[2:]
         found = [
-            relation_edges(relation.name, height, width, box=relation.box, samples=relation.samples)
-            for relation in self.relations
+            relation_edges(r.name, height, width, box=r.box, samples=r.samples, device=features.device)
+            for r in self.relations
         ]
         # Where there are none, new ones: torch.export cannot write a constant without numbers.
         none = features.new_zeros((2, 0), dtype=torch.long)
-        return [edges.to(features.device) if edges.shape[1] else none for edges in found]
+        return [edges if edges.shape[1] else none for edges in found]
 
     def weights(self, features: Float[Tensor, "b c h w"]) -> list[Float[Tensor, ""]]:
         """The weight of each relation's potentials over a map."""
+        return self._weights(features, self.edges(features))
+
+    def _weights(self, features: Tensor, edges: Sequence[Tensor]) -> list[Tensor]:
         share = math.prod(features.shape[2:]) / (2 * len(self.relations))
-        edges = self.edges(features)
         return [f.exp() * share / max(1, own.shape[1]) for f, own in zip(self.log_factors, edges, strict=True)]
 
     def edge_scores(
@@ -171,11 +173,12 @@ class ContextualCRF(nn.Module):
         """
         self._check(unary, features)
         scores = _at_least_single(unary.flatten(2).mT)
+        edges = self.edges(features)
         tell = [
-            _messages(cast(PairwiseNet, net), features, edges, self.residual)
-            for net, edges in zip(self.nets, self.edges(features), strict=True)
+            _messages(cast(PairwiseNet, net), features, own, self.residual)
+            for net, own in zip(self.nets, edges, strict=True)
         ]
-        weights = self.weights(features)
+        weights = self._weights(features, edges)
         log_q = scores.log_softmax(2)
         for _ in range(self.iterations):
             q = log_q.exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -18,7 +19,13 @@ RelationName = Literal["surrounding", "above_below"]
 
 @uncompiled
 def relation_edges(
-    relation: RelationName, height: int, width: int, *, box: float = 0.4, samples: int | None = 5
+    relation: RelationName,
+    height: int,
+    width: int,
+    *,
+    box: float = 0.4,
+    samples: int | None = 5,
+    device: torch.device | str = "cpu",
 ) -> Int[Tensor, "2 e"]:
     """The edges of a relation over the nodes of a map, one node for each place, in row-major order.
 
@@ -33,6 +40,7 @@ def relation_edges(
         width: columns of the map.
         box: side of the box relative to the shorter edge of the map, above 0.
         samples: places along a side of the box that are taken, spread evenly, at least 2; None takes all.
+        device: where they are wanted.
 
     Returns:
         The number of the node from which each edge goes, and of the one to which. It is kept for the next call: do not
@@ -49,7 +57,7 @@ def relation_edges(
     check_relation(relation, box, samples)
     if height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be at least 1; got {height} and {width}.")
-    return _edges(relation, height, width, box, samples)
+    return _edges(relation, height, width, box, samples, torch.device(device))
 
 
 def check_relation(relation: str, box: float, samples: int | None, called: str = "relation") -> None:
@@ -63,14 +71,18 @@ def check_relation(relation: str, box: float, samples: int | None, called: str =
 
 
 @lru_cache(maxsize=64)
-def _edges(relation: RelationName, height: int, width: int, box: float, samples: int | None) -> Tensor:
+def _edges(
+    relation: RelationName, height: int, width: int, box: float, samples: int | None, device: torch.device
+) -> Tensor:
     half = max(1, int(box * min(height, width) / 2))
     down = _steps(-half, half, samples) if relation == "surrounding" else _steps(-2 * half - 1, -1, samples)
     edges = [
         _shifted(height, width, dy, dx) for dy in down for dx in _steps(-half, half, samples) if (dy, dx) != (0, 0)
     ]
-    with torch.inference_mode(False):  # what is kept must serve training as well
-        return torch.from_numpy(np.concatenate(edges, 1))
+    numbers = np.concatenate(edges, 1)
+    # In a thread of its own, where PyTorch is in no mode, of inference or tracing, that alone could use what is kept.
+    with ThreadPoolExecutor(1) as alone:
+        return alone.submit(lambda: torch.from_numpy(numbers).to(device)).result()
 
 
 def _steps(first: int, last: int, samples: int | None) -> list[int]:
