@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +104,30 @@ def test_running_statistics_of_each_scale() -> None:
     assert not torch.allclose(seen[0], seen[1], atol=1e-3)
     weights = [name for name, _ in net.named_parameters() if "statistics" in name]
     assert not weights
+
+
+@pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_threads_do_not_see_each_others_statistics(copied: Callable[[FeatMapNet], FeatMapNet]) -> None:
+    """One stops within the trunk, at the smaller scale, and gives another all the time to come by."""
+    net = copied(small(scales=(1.0, 0.5)))
+    for buffer in net.statistics.buffers():
+        buffer.data = buffer + 1
+    image, within, first = torch.randn(1, 3, 64, 64), threading.Event(), threading.current_thread()
+
+    def stops(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if threading.current_thread() is not first and inputs[0].shape[2] == 32:
+            within.set()
+            time.sleep(0.5)
+
+    with torch.inference_mode():
+        expected = net(image)
+    net.backbone.register_forward_pre_hook(stops)
+    with ThreadPoolExecutor(1) as other, torch.inference_mode():
+        slow = other.submit(torch.inference_mode()(net), image)
+        assert within.wait(60)
+        found = net(image)
+        assert torch.equal(found, expected)
+        assert torch.equal(slow.result(), expected)
 
 
 def test_vgg_block_computes_what_vgg_does_with_holes() -> None:

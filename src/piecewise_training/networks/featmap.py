@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from contextlib import nullcontext
+from threading import RLock
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,8 @@ from piecewise_training.networks.decoder import convolution
 from piecewise_training.networks.weights import Pretrained, StateDict, initialise
 
 STRIDE = 16
+
+_ALONE = RLock()  # of threads one at a time has its statistics in a trunk; copies and pickles of networks hold no lock
 
 
 class FeatMapNet(nn.Module):
@@ -101,11 +105,17 @@ class FeatMapNet(nn.Module):
 
     def _of_scale(self, image: Tensor, place: int) -> Tensor:
         height, width = (STRIDE * max(1, round(side * self.scales[place] / STRIDE)) for side in image.shape[2:])
-        statistics = cast(_Statistics, self.statistics[place - 1]).by_name() if place else {}
-        maps = functional_call(self.backbone, statistics, _resized(image, (height, width), antialias=True))
+        maps = self._through_trunk(_resized(image, (height, width), antialias=True), place)
         deepest = self.blocks[place](maps if isinstance(maps, Tensor) else maps[-1])
         pooled = (functional.max_pool2d(deepest, side, 1, side // 2) for side in self.pooling)
         return torch.cat([deepest, *pooled], 1)
+
+    def _through_trunk(self, image: Tensor, place: int) -> Any:
+        """The trunk's maps, by the statistics of a scale, which lie in the trunk for the time of the call."""
+        statistics = cast(_Statistics, self.statistics[place - 1]).by_name() if place else {}
+        shared = any(True for _ in self.statistics.buffers()) and not torch.compiler.is_compiling()
+        with _ALONE if shared else nullcontext():
+            return functional_call(self.backbone, statistics, image)
 
 
 class _Statistics(nn.Module):
