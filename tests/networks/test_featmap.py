@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models import vgg16
 
-from piecewise_training.networks import FeatMapNet, build_unary
+from piecewise_training.networks import FeatMapNet, TimmSegmenter, build_unary
 from piecewise_training.networks.featmap import _of_vgg
+from piecewise_training.networks.weights import transfer
 
 TRUNK = "mobilenetv3_small_050"
 
@@ -104,6 +105,50 @@ def test_running_statistics_of_each_scale() -> None:
     assert not torch.allclose(seen[0], seen[1], atol=1e-3)
     weights = [name for name, _ in net.named_parameters() if "statistics" in name]
     assert not weights
+
+
+def statistics(net: FeatMapNet, place: int) -> dict[str, torch.Tensor]:
+    """Those of a scale, under the trunk's names."""
+    own = {name.replace("-", "."): value for name, value in net.statistics[place - 1].named_buffers()}
+    return own if place else dict(net.backbone.named_buffers())
+
+
+def trained(net: TimmSegmenter | FeatMapNet) -> TimmSegmenter | FeatMapNet:
+    """One whose numbers are not those of a new network."""
+    for value in net.state_dict().values():
+        value.copy_(torch.rand(value.shape) + 1 if value.is_floating_point() else 7 + value)
+    return net
+
+
+def test_weights_of_the_trunk_alone_bring_their_statistics_to_all_scales() -> None:
+    source = trained(TimmSegmenter(TRUNK, 3, pretrained=False)).backbone.state_dict()
+    for net in (small(), copy.deepcopy(small()), pickle.loads(pickle.dumps(small()))):
+        net.backbone.load_state_dict(source)
+        for place in range(3):
+            assert all(torch.equal(value, source[name]) for name, value in statistics(net, place).items())
+
+
+def test_a_model_of_the_same_trunk_brings_its_statistics_to_all_scales(caplog: pytest.LogCaptureFixture) -> None:
+    source = nn.ModuleDict({"unary": trained(TimmSegmenter(TRUNK, 3, pretrained=False))}).state_dict()
+    net = small()
+    with caplog.at_level("INFO", "piecewise_training"):
+        transfer(nn.ModuleDict({"unary": net}), source, "x.pth")
+    for place in range(3):
+        for name, value in statistics(net, place).items():
+            assert torch.equal(value, source[f"unary.backbone.{name}"])
+    begun = [name for name in net.state_dict() if name.startswith(("backbone.", "statistics."))]
+    assert f"began with {len(begun)} of {len(net.state_dict())} tensors from x.pth" in caplog.text
+
+
+def test_each_scale_keeps_statistics_of_its_own() -> None:
+    """Whether all are loaded, or only weights of the head."""
+    source, net = trained(small()), small()
+    net.load_state_dict(source.state_dict())
+    net.load_state_dict(small().score.state_dict(prefix="score."), strict=False)
+    for place in range(3):
+        for name, value in statistics(net, place).items():
+            assert torch.equal(value, statistics(source, place)[name])
+    assert not torch.equal(statistics(net, 0)["bn1.running_mean"], statistics(net, 1)["bn1.running_mean"])
 
 
 @pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])

@@ -92,6 +92,10 @@ class FeatMapNet(nn.Module):
         else:
             backbones.initialise_backbone(self.backbone, trunk, pretrained)
         self.statistics = nn.ModuleList(_Statistics(self.backbone) for _ in scales[1:])
+        self.register_load_state_dict_pre_hook(_complete)  # type: ignore[no-untyped-call]
+        for statistics in self.statistics:
+            follow = cast(_Statistics, statistics).follow
+            self.backbone.register_load_state_dict_pre_hook(follow)  # type: ignore[no-untyped-call]
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k y x"]:
         """Score maps at a 16th of the resolution, times the largest scale."""
@@ -130,6 +134,23 @@ class _Statistics(nn.Module):
     def by_name(self) -> dict[str, Tensor]:
         """Under the trunk's names."""
         return {name: self.get_buffer(name.replace(".", "-")) for name in self._names}
+
+    def follow(self, trunk: nn.Module, state: StateDict, prefix: str, *_: Any) -> None:
+        """Takes the statistics that the trunk is loading; a network's own are loaded later, and replace them."""
+        del trunk
+        for name, own in self.by_name().items():
+            loaded = state.get(prefix + name)
+            if loaded is not None and loaded.shape == own.shape:
+                own.copy_(loaded)
+
+
+def _complete(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Gives weights of another network on the same trunk, which has one scale, the trunk's statistics for all."""
+    for place, statistics in enumerate(cast(FeatMapNet, network).statistics):
+        for name in cast(_Statistics, statistics).by_name():
+            own, trunks = f"{prefix}statistics.{place}.{name.replace('.', '-')}", f"{prefix}backbone.{name}"
+            if own not in state and trunks in state:
+                state[own] = state[trunks].clone()
 
 
 def _check(scales: Sequence[float], pooling: Sequence[int], widths: Sequence[int] | None) -> None:

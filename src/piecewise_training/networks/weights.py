@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -133,12 +135,13 @@ def transfer(network: nn.Module, state: StateDict, source: str) -> None:
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(f"{source} has nothing to begin with: it has {_some(state)}, the model wants {_some(own)}.")
-    network.load_state_dict(fitting, strict=False)
-    anew = [name for name in own if name not in fitting]
+    versioned: Any = OrderedDict(fitting)
+    versioned._metadata = getattr(own, "_metadata", None)  # without which batch norm does not say that counters lack
+    anew, _ = network.load_state_dict(versioned, strict=False)
     logger.log(
         logging.WARNING if anew else logging.INFO,
         "began with %d of %d tensors from %s; anew: %s",
-        len(fitting),
+        len(own) - len(anew),
         len(own),
         source,
         _some(anew),
