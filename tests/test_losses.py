@@ -61,6 +61,42 @@ def test_pairwise_agreement_is_the_double_loop() -> None:
     assert pairwise_agreement(logits, target).item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("gap", [15.0, 30.0, 60.0, 200.0])
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize(("target", "second"), [((0, 0), 1), ((0, 1), 0)])
+def test_pairwise_agreement_has_a_slope_where_the_network_is_sure_and_wrong(
+    target: tuple[int, int], second: int, classes: int, gap: float
+) -> None:
+    """Of two equal labels it is sure that they differ, or of two different ones that both are the first class."""
+    logits = torch.zeros(1, classes, 1, 2)
+    logits[0, 0, 0, 0] = logits[0, second, 0, 1] = gap
+    logits.requires_grad_()
+    loss = pairwise_agreement(logits, torch.tensor([[target]]))
+    loss.backward()
+    others = 2 if target == (0, 0) else 2 * (classes - 1)  # ways to be right, each less likely by the gap
+    assert loss.item() == pytest.approx(gap - math.log(others), abs=1e-3)
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert float(logits.grad[0, 0, 0, 0]) == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("gap", [1.0, 15.0])
+def test_gradients_of_pairwise_agreement(gap: float) -> None:
+    logits = gap * torch.randn(1, K, 3, 4, dtype=torch.float64)
+    logits[0, :, 0, :2] = 0.5  # equally likely
+    target = torch.randint(0, K, (1, 3, 4))
+    assert torch.autograd.gradcheck(lambda z: pairwise_agreement(z, target), (logits.requires_grad_(),))
+
+
+def test_pairwise_agreement_of_one_class() -> None:
+    logits = torch.randn(1, 1, 2, 2, requires_grad=True)
+    loss = pairwise_agreement(logits, torch.zeros(1, 2, 2, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not bool(logits.grad.any())
+
+
 def test_dice_is_the_formula() -> None:
     logits, target = batch()
     probability, known = logits.softmax(1), target != VOID

@@ -116,19 +116,32 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     """
     checks.labels(target, logits.shape[1], VOID)
     logits = _single(logits)
-    probability = logits.softmax(1)
-    same_all, equal_all = [], []
+    log_p = logits.log_softmax(1)
+    alike, same, different = [], [], []
     for axis in (2, 3):
         size = logits.shape[axis]
-        first, second = (probability.narrow(axis, start, size - 1) for start in (0, 1))
+        first, second = (log_p.narrow(axis, start, size - 1) for start in (0, 1))
         label, neighbour = (target.narrow(axis - 1, start, size - 1) for start in (0, 1))
         known = (label != VOID) & (neighbour != VOID)
-        same_all.append((first * second).sum(1)[known])
-        equal_all.append((label == neighbour)[known])
-    same, equal = torch.cat(same_all), torch.cat(equal_all)
-    likelihoods = (same[equal], 1 - same[~equal])
-    terms = [-likelihood.clamp(min=1e-6).log().mean() for likelihood in likelihoods if len(likelihood)]
-    return torch.stack(terms).mean() if terms else logits.sum() * 0
+        alike.append(known & (label == neighbour))
+        same.append((first + second).logsumexp(1).where(alike[-1], 0).sum())
+        unlike = (known & (label != neighbour)).nonzero(as_tuple=True)
+        log_first, log_second = (part.movedim(1, -1)[unlike] for part in (first, second))
+        different.append((log_first + _log_others(log_second)).logsumexp(1))
+    likelihoods = [torch.cat(different).mean()] if any(map(len, different)) else []
+    if count := sum(int(pairs.sum()) for pairs in alike):
+        likelihoods.append(torch.stack(same).sum() / count)
+    return -torch.stack(likelihoods).mean() if likelihoods else logits.sum() * 0
+
+
+def _log_others(log_p: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """The log-probability that it is another class, for each: log(1 - p), which has a slope where p rounds to 1.
+
+    The likeliest class alone may come near 1. The others are added up for it.
+    """
+    likeliest = log_p.argmax(1, keepdim=True)
+    rest = log_p.scatter(1, likeliest, -torch.inf)
+    return torch.log1p(-rest.exp()).scatter(1, likeliest, rest.logsumexp(1, keepdim=True))
 
 
 def _single(scores: Tensor) -> Tensor:
