@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from piecewise_training.losses import (
     StructuredLoss,
+    UnaryLoss,
     class_weights,
     cross_entropy,
     dice,
@@ -266,7 +267,28 @@ def test_pairs_of_labels_that_are_no_classes(wrong: int) -> None:
         ValueError, match=rf"`labels` must hold classes 0 to 1 or 255 \(void\); it also holds \[{wrong}\]"
     ):
         edge_nll(torch.zeros(1, 1, 2, 2), torch.tensor([[0], [1]]), torch.tensor([[0, wrong]]))
+
+
+def test_edges_take_labels_of_every_type_of_whole_numbers() -> None:
+    """A pair of 20 classes has a number up to 399, and would not fit a byte."""
+    scores, edges = torch.randn(1, 1, 20, 20), torch.tensor([[0], [1]])
+    found = edge_nll(scores, edges, torch.tensor([[19, 18]], dtype=torch.uint8))
+    torch.testing.assert_close(found, edge_nll(scores, edges, torch.tensor([[19, 18]])))
+
+
+@pytest.mark.parametrize("loss", [*map(unary_loss, LOSSES), marginal_nll, pairwise_agreement])
+def test_labels_are_classes_or_void_in_any_type_of_whole_numbers(loss: UnaryLoss) -> None:
+    """An error that says so, and not one of the device or of a function within."""
+    logits, target = batch()
+    expected = loss(logits, target)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        torch.testing.assert_close(loss(logits, target.to(dtype)), expected)
+    for wrong in (-1, K):
+        with pytest.raises(
+            ValueError, match=rf"`target` must hold classes 0 to 2 or 255 .*; it also holds \[{wrong}\]"
+        ):
+            loss(logits, torch.full_like(target, wrong))
     with pytest.raises(
-        ValueError, match=rf"`target` must hold classes 0 to 1 or 255 \(void\); it also holds \[{wrong}\]"
+        ValueError, match=r"`target` must hold whole numbers, of classes; got \(2, 4, 5\) float32. Conv"
     ):
-        pairwise_agreement(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, wrong]]]))
+        loss(logits, target.float())

@@ -27,6 +27,9 @@ def cross_entropy(
         target: (B, H, W) classes, 255 for void.
         weight: of each class; the mean is weighted.
 
+    Raises:
+        ValueError: a label is neither a class nor void, or no whole number.
+
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
         tensor(0.6931)
@@ -37,7 +40,15 @@ def cross_entropy(
 def marginal_nll(
     log_q: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"], weight: Float[Tensor, k] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void."""
+    """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void.
+
+    Raises:
+        ValueError: a label is neither a class nor void, or no whole number.
+    """
+    return _nll(log_q, _labels(target, log_q.shape[1]), weight)
+
+
+def _nll(log_q: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
     log_q = _single(log_q)
     weight = None if weight is None else weight.to(log_q.dtype)
     total = functional.nll_loss(log_q, target, weight, ignore_index=VOID, reduction="sum")
@@ -80,7 +91,7 @@ def edge_nll(
         most: largest weight of a pair: without a bound the product of two rare classes would outweigh all others.
 
     Raises:
-        ValueError: a label is neither a class nor void.
+        ValueError: a label is neither a class nor void, or no whole number.
 
     Example:
         >>> edges, labels = torch.tensor([[0], [1]]), torch.tensor([[0, 1]])
@@ -89,7 +100,7 @@ def edge_nll(
     """
     scores = _single(scores)
     classes = scores.shape[-1]
-    checks.labels(labels, classes, VOID, "labels")
+    labels = _labels(labels, classes, "labels")
     first, second = labels[:, edges[0]], labels[:, edges[1]]
     known = (first != VOID) & (second != VOID)
     first, second = first.where(known, 0), second.where(known, 0)
@@ -107,19 +118,20 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     of different labels, of which there are few, weigh one half each. Pairs with a void end are left out.
 
     Raises:
-        ValueError: a label is neither a class nor void.
+        ValueError: a label is neither a class nor void, or no whole number.
 
     Example:
         >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
         >>> float(pairwise_agreement(sure, torch.tensor([[[0, 1]]]))) < 1e-3
         True
     """
-    checks.labels(target, logits.shape[1], VOID)
-    logits = _single(logits)
-    log_p = logits.log_softmax(1)
+    return _agreement(_single(logits).log_softmax(1), _labels(target, logits.shape[1]))
+
+
+def _agreement(log_p: Tensor, target: Tensor) -> Tensor:
     alike, same, different = [], [], []
     for axis in (2, 3):
-        size = logits.shape[axis]
+        size = log_p.shape[axis]
         first, second = (log_p.narrow(axis, start, size - 1) for start in (0, 1))
         label, neighbour = (target.narrow(axis - 1, start, size - 1) for start in (0, 1))
         known = (label != VOID) & (neighbour != VOID)
@@ -131,7 +143,7 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     likelihoods = [torch.cat(different).mean()] if any(map(len, different)) else []
     if count := sum(int(pairs.sum()) for pairs in alike):
         likelihoods.append(torch.stack(same).sum() / count)
-    return -torch.stack(likelihoods).mean() if likelihoods else logits.sum() * 0
+    return -torch.stack(likelihoods).mean() if likelihoods else log_p.sum() * 0
 
 
 def _log_others(log_p: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -142,6 +154,17 @@ def _log_others(log_p: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     likeliest = log_p.argmax(1, keepdim=True)
     rest = log_p.scatter(1, likeliest, -torch.inf)
     return torch.log1p(-rest.exp()).scatter(1, likeliest, rest.logsumexp(1, keepdim=True))
+
+
+def _labels(target: Tensor, classes: int, called: str = "target") -> Tensor:
+    """Checked labels in the one type that PyTorch's functions take."""
+    if target.is_floating_point():
+        raise ValueError(
+            f"`{called}` must hold whole numbers, of classes; got {checks.describe(target)}. Convert it with .long()."
+        )
+    target = target.long()
+    checks.labels(target, classes, VOID, called)
+    return target
 
 
 def _single(scores: Tensor) -> Tensor:
@@ -170,8 +193,10 @@ class StructuredLoss(nn.Module):
         self.pairwise_weight = pairwise_weight
 
     def forward(self, logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
-        """The loss of (B, K, H, W) logits for (B, H, W) labels."""
-        return cross_entropy(logits, target, self.weight) + self.pairwise_weight * pairwise_agreement(logits, target)
+        """The loss of (B, K, H, W) logits for (B, H, W) labels, of which each is a class or void."""
+        target = _labels(target, logits.shape[1])
+        log_p = _single(logits).log_softmax(1)
+        return _nll(log_p, target, self.weight) + self.pairwise_weight * _agreement(log_p, target)
 
 
 def dice(
@@ -185,7 +210,11 @@ def dice(
         logits: (B, K, H, W).
         target: (B, H, W) classes, 255 for void.
         weight: of each class in the average.
+
+    Raises:
+        ValueError: a label is neither a class nor void, or no whole number.
     """
+    target = _labels(target, logits.shape[1])
     known = (target != VOID)[:, None]
     logits = _single(logits)
     probability = logits.softmax(1) * known
@@ -211,6 +240,9 @@ def focal(
         target: (B, H, W) classes, 255 for void.
         weight: of each class; the mean is weighted.
         gamma: 0 gives cross-entropy.
+
+    Raises:
+        ValueError: a label is neither a class nor void, or no whole number.
     """
     log_p = _single(logits).log_softmax(1)
     # A power below 1 has no slope at 0, where a pixel is sure.
@@ -237,13 +269,17 @@ def lovasz(
         every: the second term takes every so many pixels of every so many rows: pixels are sorted by their errors for
             each class, which takes longer than a light network, and neighbours say much the same.
 
+    Raises:
+        ValueError: a label is neither a class nor void, or no whole number.
+
     Example:
         >>> right = torch.tensor([[[[99.0, -99.0]], [[-99.0, 99.0]]]])
         >>> lovasz(right, torch.tensor([[[0, 1]]])), lovasz(right, torch.tensor([[[1, 0]]]))
         (tensor(0.), tensor(199.))
     """
+    target = _labels(target, logits.shape[1])
     log_p = _single(logits).log_softmax(1)
-    likelihood = marginal_nll(log_p, target, weight)
+    likelihood = _nll(log_p, target, weight)
     seen = target[:, ::every, ::every]
     known = seen != VOID
     present = torch.unique(seen[known]).tolist()
