@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,22 @@ def test_channels_last() -> None:
 def test_names_of_unary_networks() -> None:
     assert type(build_unary("fcn8s_vgg16", 3, pretrained=False)).__name__ == "FCN8s"
     assert type(build_unary("resnet18", 3, pretrained=False, output_stride=32)).__name__ == "TimmSegmenter"
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo asks it
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_of_a_compiled_network_have_their_own_weights(copied: Callable[[TimmSegmenter], TimmSegmenter]) -> None:
+    """As the guide compiles it for a context, which calls `feature_map` and not the network."""
+    torch.compiler.reset()
+    net = TimmSegmenter("mobilenetv3_small_050", 3, pretrained=False).eval()
+    graphs, image = [], torch.randn(1, 3, 64, 64)
+    expected = net.feature_map(image)
+    net.backbone.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    torch.testing.assert_close(net.feature_map(image), expected)
+    assert graphs
+    changed = copied(net)
+    with torch.no_grad():
+        for parameter in changed.backbone.parameters():
+            parameter.zero_()
+        assert not torch.allclose(changed.feature_map(image), expected, atol=1e-3)
+        torch.testing.assert_close(net.feature_map(image), expected)

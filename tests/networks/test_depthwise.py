@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from piecewise_training.networks import build_unary
-from piecewise_training.networks.depthwise import _Spared, spare_bfloat16
+from piecewise_training.networks import build_unary, spare_bfloat16
+from piecewise_training.networks.depthwise import _Spared
 
 
 def gradient(convolution: nn.Conv2d, image: Tensor, mixed: bool) -> Tensor:
