@@ -40,14 +40,14 @@ def test_public_names() -> None:
             "Convergence", "DenseCRF", "GaussianKernel", "Kernel", "PairwiseTerm", "PermutohedralLattice",
             "bilateral_kernel", "dense_crf", "gaussian_filter", "mean_field", "spatial_kernel",
         },
-        "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel"},
+        "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel", "load_crf"},
         "piecewise_training.networks": {
             "ContextualCRF", "Decoder", "FCN8s", "FeatMapNet", "LargeFOV", "Pretrained", "Relation", "TimmSegmenter",
-            "build_unary", "read_state_dict",
+            "build_unary", "read_state_dict", "spare_bfloat16",
         },
         "piecewise_training.trainer": {
             "OptimConfig", "PiecewiseTrainer", "Stage", "TrainConfig", "best_device", "context_stage", "crf_stage",
-            "joint_stage", "plan", "together", "unary_stage",
+            "joint_stage", "learn_crf", "plan", "together", "unary_stage",
         },
     }  # fmt: skip
     for module, names in expected.items():

@@ -136,7 +136,7 @@ def test_a_model_of_the_same_trunk_brings_its_statistics_to_all_scales(caplog: p
     for place in range(3):
         for name, value in statistics(net, place).items():
             assert torch.equal(value, source[f"unary.backbone.{name}"])
-    begun = [name for name in net.state_dict() if name.startswith(("backbone.", "statistics."))]
+    begun = [name for name in net.state_dict() if name.startswith(("backbone.", "pixels.", "statistics."))]
     assert f"began with {len(begun)} of {len(net.state_dict())} tensors from x.pth" in caplog.text
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "TimmSegmenter",
     "build_unary",
     "read_state_dict",
+    "spare_bfloat16",
 ]
 
 VGG_NETWORKS = ("largefov_vgg16", "fcn8s_vgg16")

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from piecewise_training.networks.decoder import Decoder
+from piecewise_training.networks.pixels import OwnPixels, TakesOwnPixels
 from piecewise_training.networks.weights import Pretrained, StateDict, initialise, read_state_dict
 
 
-class TimmSegmenter(nn.Module):
+class TimmSegmenter(TakesOwnPixels):
     """A timm backbone at output stride 8, 16 or 32 with a DeepLabV3+ style decoder; scores come at stride 4.
 
     A backbone's maps lie on the image without a shift only where its sides are multiples of the output stride: paddings
@@ -49,6 +50,7 @@ class TimmSegmenter(nn.Module):
     def __init__(self, backbone: str, num_classes: int, output_stride: int = 16, pretrained: Pretrained = None) -> None:
         super().__init__()
         self.backbone = feature_extractor(backbone, output_stride)
+        self.pixels = OwnPixels(backbone)
         info = self.backbone.feature_info
         early = [i for i, stride in enumerate(info.reduction()) if stride <= 4][-1:]
         if not early or info.reduction()[early[0]] >= info.reduction()[-1]:
@@ -72,7 +74,7 @@ class TimmSegmenter(nn.Module):
 
     def feature_map(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h4 w4"]:
         """The feature map that is scored."""
-        maps = self.backbone(image)
+        maps = self.backbone(self.pixels(image))
         return self.decoder.feature_map(maps[self._early], maps[-1])
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from piecewise_training.networks import backbones, vgg
 from piecewise_training.networks.decoder import convolution
+from piecewise_training.networks.pixels import OwnPixels, TakesOwnPixels
 from piecewise_training.networks.weights import Pretrained, StateDict, initialise
 
 STRIDE = 16
@@ -22,7 +23,7 @@ STRIDE = 16
 _ALONE = RLock()  # of threads one at a time has its statistics in a trunk; copies and pickles of networks hold no lock
 
 
-class FeatMapNet(nn.Module):
+class FeatMapNet(TakesOwnPixels):
     """A trunk on several scales of the image, one block of convolutions for each scale, and pooling at stride 1.
 
     The network of Lin et al. (CVPR 2016), section 4 and figure 4: all scales share the trunk; each scale's block
@@ -74,6 +75,7 @@ class FeatMapNet(nn.Module):
         self.scales = tuple(scales)
         self.pooling = tuple(pooling)
         self.multiple = STRIDE
+        self.pixels = nn.Identity() if trunk == "vgg16" else OwnPixels(trunk)
         if trunk == "vgg16":
             widths = widths or (4096, 512, 512)
             self.backbone: nn.Module = vgg.convolutions(pool_strides=(2, 2, 2, 2, 1), last_dilation=1)
@@ -109,7 +111,7 @@ class FeatMapNet(nn.Module):
 
     def _of_scale(self, image: Tensor, place: int) -> Tensor:
         height, width = (STRIDE * max(1, round(side * self.scales[place] / STRIDE)) for side in image.shape[2:])
-        maps = self._through_trunk(_resized(image, (height, width), antialias=True), place)
+        maps = self._through_trunk(self.pixels(_resized(image, (height, width), antialias=True)), place)
         deepest = self.blocks[place](maps if isinstance(maps, Tensor) else maps[-1])
         pooled = (functional.max_pool2d(deepest, side, 1, side // 2) for side in self.pooling)
         return torch.cat([deepest, *pooled], 1)
