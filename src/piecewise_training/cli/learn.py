@@ -8,7 +8,7 @@ from typing import Any, Literal
 from piecewise_training.config import KernelConfig, Loss
 
 _KERNELS = [KernelConfig(2.0), KernelConfig(30.0, 4.0), KernelConfig(60.0, 12.0)]
-_STEPS = 200  # which an image each took on CamVid, docs/results/degraded_labels.md
+_STEPS = 200  # about as many as were measured, docs/results/degraded_labels.md
 
 
 def run(

@@ -95,7 +95,8 @@ def run(
         how = {"crf": _learned(crf, kernels, num_classes, iterations)}
         num_classes = how["crf"].num_classes
         described = read_header(model_file(Path(crf)))
-        classes = classes or Classes.stored(json.loads(described["classes"])) if "classes" in described else classes
+        if classes is None and "classes" in described:
+            classes = Classes.stored(json.loads(described["classes"]))
         confidence = float(described.get("confidence", "0.7")) if confidence is None else confidence
     confidence = 0.7 if confidence is None else confidence
     faults = []
