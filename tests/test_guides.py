@@ -127,7 +127,7 @@ ELSEWHERE = {
     "demo --model runs/mine": "a server; tests/demo runs it",
     "train": ".ci/run runs it",
     "train --config run.yaml --output /shared/runs/voc": "on several machines; tests/trainer/test_together.py",
-    "train --config configs/voc2012_largefov_vgg16.yaml --data.root /data --devices 4 --output runs/voc": "on four GPUs",
+    "train --config configs/voc2012_largefov_vgg16.yaml --data.root /data --devices 4 --output runs/voc": "on 4 GPUs",
 }
 QUICK = [
     *("--training.stage1_epochs", "1", "--training.stage2_epochs", "1", "--training.stage3_epochs", "1"),
