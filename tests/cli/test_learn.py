@@ -19,6 +19,7 @@ from piecewise_training.dataset.files import DataError
 from piecewise_training.inference import refine, scores_from_labels
 from piecewise_training.model import PiecewiseTrainedModel, load_crf
 from piecewise_training.storage import read_header
+from piecewise_training.trainer.given_scores import CRFModule
 from tests.crf.scenes import scene
 
 
@@ -197,6 +198,39 @@ def test_a_crf_that_did_not_learn_is_called_so(folder: Path, capsys: pytest.Capt
     assert "+ CRF, as it began" in told
     assert "learned" not in told.replace("learn on", "")
     assert torch.equal(load_crf("crf.safetensors").pos_compatibility, 1 - torch.eye(3))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_what_an_interruption_leaves(
+    folder: Path, validates: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best epoch so far, or the last step."""
+    steps = iter(range(7))
+    step = CRFModule.training_step
+
+    def interrupted(self: CRFModule, batch: Any, index: int) -> torch.Tensor:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(CRFModule, "training_step", interrupted)
+    flags = ["--device", "cpu", "--val_fraction", "0.5" if validates else "0"]
+    assert main(["learn", "scores", *flags]) == 130
+    captured = capsys.readouterr()
+    assert "what was learned so far is in crf.safetensors" in captured.out
+    assert captured.err == "piecewise learn: interrupted\n"
+    crf = load_crf("crf.safetensors")
+    assert not torch.equal(crf.pos_compatibility, 1 - torch.eye(3))
+    assert read_header(folder / "crf.safetensors")["confidence"] == "0.7"
+
+
+def test_an_interruption_before_anything_was_learned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CRFModule, "training_step", interrupted)
+    assert main(["learn", "scores", "--device", "cpu"]) == 130
+    assert not (folder / "crf.safetensors").exists()
 
 
 def test_faults_of_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

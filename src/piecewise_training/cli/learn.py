@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,6 @@ def run(
     import dataclasses
     import math
 
-    import torch
     from rich.console import Console
     from torch.utils.data import DataLoader, Subset
 
@@ -115,26 +115,40 @@ def run(
     if data.unlabelled:
         console.print(f"{data.unlabelled} files without true labels are left out")
     val_loader = DataLoader(Subset(data, judged)) if judged else None
-    learn_crf(
-        crf,
-        DataLoader(Subset(data, seen), shuffle=True),
-        max(2, math.ceil(_STEPS / len(seen))) if epochs is None else epochs,
-        val_loader,
-        learning_rate=learning_rate,
-        loss=loss,
-        flip=flip,
-        device=place,
-        seed=seed,
-    )
     classes = Classes.named(class_names) if class_names else Classes.numbered(crf.num_classes)
-    crf.save(target, classes=dataclasses.asdict(classes), confidence=confidence)
-    moved = any(not torch.equal(value, start[name]) for name, value in crf.state_dict().items())
+    described = {"classes": dataclasses.asdict(classes), "confidence": confidence}
+    try:
+        learn_crf(
+            crf,
+            DataLoader(Subset(data, seen), shuffle=True),
+            max(2, math.ceil(_STEPS / len(seen))) if epochs is None else epochs,
+            val_loader,
+            learning_rate=learning_rate,
+            loss=loss,
+            flip=flip,
+            device=place,
+            seed=seed,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        if _moved(crf, start):
+            crf.save(target, **described)
+            console.print(f"what was learned so far is in {target}", highlight=False, markup=False)
+        raise
+    crf.save(target, **described)
     if val_loader is not None:
-        _tell_gain(console, evaluate_crf(crf, val_loader, place), "+ CRF, learned" if moved else "+ CRF, as it began")
+        _tell_gain(
+            console,
+            evaluate_crf(crf, val_loader, place),
+            "+ CRF, learned" if _moved(crf, start) else "+ CRF, as it began",
+        )
     values = crf.kernel_parameters() | ({"temperature": crf.temperature} if temperature else {})
     told = ", ".join(f"{name} {value.item():.2f}" for name, value in values.items())
     console.print(f"CRF parameters: {told}", highlight=False, markup=False)
     console.print(f"the CRF is in {target}; piecewise refine --crf {target} uses it", highlight=False, markup=False)
+
+
+def _moved(crf: Any, start: Mapping[str, Any]) -> bool:
+    return any(not value.equal(start[name]) for name, value in crf.state_dict().items())
 
 
 def _tell_gain(console: Any, found: Any, name: str) -> None:

@@ -102,7 +102,8 @@ def learn_crf(
 
     Args:
         crf: trained in place; left in evaluation mode with the weights of the epoch of the best validation mIoU, those
-            it began with included, or of the last epoch without a validation set.
+            it began with included, or of the last epoch without a validation set. An interruption leaves it with the
+            best epoch so far.
         train_loader: yields scores (B, K, H, W), unnormalised log-probabilities; images (B, 3, H, W) in grey levels
             from 0 to 255; and labels (B, H, W), int64, 255 for void.
         epochs: passes over the training set, at least 1.
@@ -164,9 +165,7 @@ def learn_crf(
             trainer.fit(module, train_loader, val_loader)
         finally:
             crf.to(home).eval()  # Lightning leaves it on the CPU
-        if val_loader is not None:
-            best = torch.load(Path(scratch) / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
-            crf.load_state_dict({name.removeprefix("crf."): w for name, w in best.items() if name.startswith("crf.")})
+            _load_best(crf, Path(scratch) / "best.ckpt")
     reached = max(history.values["val_miou"], default=0.0)
     if began is not None and reached < began:
         logger.warning(
@@ -174,6 +173,13 @@ def learn_crf(
         )
         crf.load_state_dict(start)
     return history.values
+
+
+def _load_best(crf: DenseCRF, path: Path) -> None:
+    """Of the epochs so far, if one was judged."""
+    if path.is_file():
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        crf.load_state_dict({name.removeprefix("crf."): own for name, own in state.items() if name.startswith("crf.")})
 
 
 def check_numbers(epochs: int, learning_rate: float, flip: float) -> None:
