@@ -299,6 +299,23 @@ def test_a_run_is_found_and_judged_from_any_folder(
     assert f"data.root is {moved} now; the run began with {tmp_path / 'here' / 'data'}" in caplog.text
 
 
+def test_another_models_evaluation_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    found = ["--output", str(tmp_path / "found"), "--device", "cpu", "--data.val_scenes", "1"]
+    for own in (run, run / "piecewise_model_final.safetensors"):  # its own is
+        assert main(["evaluate", "--model", str(own), *found]) == 0
+    before = (tmp_path / "found" / "results.json").read_bytes()
+    assert main(["evaluate", "--model", str(other), *found]) == 1
+    message = capsys.readouterr().err
+    file = run.resolve() / "piecewise_model_final.safetensors"
+    assert f"holds the evaluation of {file}. Give another folder, or pass --overwrite" in message
+    assert (tmp_path / "found" / "results.json").read_bytes() == before
+    assert main(["evaluate", "--model", str(other), *found, "--overwrite"]) == 0
+
+
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "piecewise_model_final.safetensors")
     with pytest.raises(SystemExit):

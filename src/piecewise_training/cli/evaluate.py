@@ -36,6 +36,7 @@ def run(
     seed: int = 0,
     inference: InferenceConfig = _INFERENCE,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Evaluates a trained model, before and after its CRF, and writes metrics and pictures.
 
@@ -48,19 +49,23 @@ def run(
         seed: of the drawn scenes and of the share that is held out; the run's own with the run's data
         inference: how to look at an image
         device: cpu, cuda, cuda:1, mps, or auto for the best there is
+        overwrite: replace the evaluation of another model in the output folder
     """
     from rich.console import Console
 
     from piecewise_training.cli.results import print_summary, write_results
     from piecewise_training.dataset import build_datasets, val_loader, void_is_border, whole_folder
     from piecewise_training.inference import evaluate
-    from piecewise_training.model import PiecewiseTrainedModel
+    from piecewise_training.model import PiecewiseTrainedModel, model_file
     from piecewise_training.trainer import best_device
 
     if (Path(output) / CONFIG).is_file():
         raise ValueError(f"`output` {output} holds a run, whose own results would be lost. Give a folder of its own.")
     if Path(output).exists() and not Path(output).is_dir():
         raise ValueError(f"`output` {output} is a file. Give a folder.")
+    own = str(model_file(Path(model)).resolve())
+    if not overwrite:
+        _refuse_another(Path(output), own)
     network = PiecewiseTrainedModel.load(model)
     if data.class_names is not None and tuple(data.class_names) != network.classes.names:
         raise ValueError(
@@ -82,9 +87,22 @@ def run(
         results["+ context"] = outcome.context
     if outcome.crf is not None:
         results["+ CRF"] = outcome.crf
-    used = {"model": model, "data": dataclasses.asdict(data), "inference": dataclasses.asdict(inference), "seed": seed}
+    used = {"model": own, "data": dataclasses.asdict(data), "inference": dataclasses.asdict(inference), "seed": seed}
     write_results(Path(output), network, val_set, results, configuration=plain(used), how=inference)
     print_summary(console, results, [], Path(output))
+
+
+def _refuse_another(folder: Path, model: str) -> None:
+    """Raises a ValueError where a folder holds the evaluation of another model, which would be lost."""
+    from piecewise_training.report import RECORD_FILE, RunRecord
+
+    if not (folder / RECORD_FILE).is_file():
+        return
+    earlier = RunRecord.load(folder).configuration.get("model")
+    if isinstance(earlier, str) and str(Path(earlier).resolve()) != model:
+        raise ValueError(
+            f"`output` {folder} holds the evaluation of {earlier}. Give another folder, or pass --overwrite."
+        )
 
 
 def _is_own(data: Any, trained: Mapping[str, Any]) -> bool:
