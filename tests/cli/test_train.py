@@ -314,6 +314,10 @@ def test_another_models_evaluation_is_not_replaced(
     assert f"holds the evaluation of {file}. Give another folder, or pass --overwrite" in message
     assert (tmp_path / "found" / "results.json").read_bytes() == before
     assert main(["evaluate", "--model", str(other), *found, "--overwrite"]) == 0
+    (tmp_path / "found" / "results.json").write_text("{")
+    assert main(["evaluate", "--model", str(other), *found]) == 1
+    assert "results.json is no JSON" in (message := capsys.readouterr().err)
+    assert "To replace it, pass --overwrite" in message
 
 
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,10 @@ def _refuse_another(folder: Path, model: str) -> None:
 
     if not (folder / RECORD_FILE).is_file():
         return
-    earlier = RunRecord.load(folder).configuration.get("model")
+    try:
+        earlier = RunRecord.load(folder).configuration.get("model")
+    except ValueError as error:
+        raise ValueError(f"{error} To replace it, pass --overwrite.") from error
     if isinstance(earlier, str) and str(Path(earlier).resolve()) != model:
         raise ValueError(
             f"`output` {folder} holds the evaluation of {earlier}. Give another folder, or pass --overwrite."
