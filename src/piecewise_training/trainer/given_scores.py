@@ -97,8 +97,8 @@ def learn_crf(
     """Learns a dense CRF on scores that are given, as stage 2 does on its network's.
 
     For networks in another framework, scores on disk, pseudo-labels. Images are best given whole and as they are, and
-    images of unequal sizes in batches of one. A network is surer of the images that it was trained on; stage 2 learns on
-    these all the same.
+    images of unequal sizes in batches of one. A network is surer of the images that it was trained on; stage 2 learns
+    on these all the same.
 
     Args:
         crf: trained in place; left in evaluation mode with the weights of the epoch of the best validation mIoU, those
