@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,7 @@ class Ablation:
         self.settings, self.run = settings, run
         train_set, val_set = build_datasets(settings.data, settings.seed)
         assert train_set.classes is not None
-        self.classes = train_set.classes
-        self.train: DataLoader[Any] = train_loader(train_set, settings.data, settings.seed)
-        self.train_crf: DataLoader[Any] = crf_loader(train_set, settings.data, settings.seed)
+        self.classes, self.train_set = train_set.classes, train_set
         self.val: DataLoader[Any] = val_loader(val_set, settings.data)
         self.rows: list[dict[str, Any]] = []
 
@@ -79,6 +78,10 @@ class Ablation:
         """The configuration's trainer of a variant."""
         options = {"config": self.settings.training, "seed": self.settings.seed, "progress": False}
         return PiecewiseTrainer(model, "cpu", model.num_classes, **options)
+
+    def batches(self, loader: Callable[..., DataLoader[Any]]) -> DataLoader[Any]:
+        """Training batches that begin with the same ones for every variant."""
+        return loader(self.train_set, self.settings.data, self.settings.seed)
 
     def judge(self, name: str, model: PiecewiseTrainedModel, seconds: float, kinds: tuple[str, ...]) -> None:
         """Adds a row: the kinds of predictions of a variant."""
@@ -108,7 +111,7 @@ class Ablation:
         for name, featmap in NETWORKS.items():
             start = time.perf_counter()
             model = self.model(featmap, None)
-            self.trainer(model).train_unary(self.train, self.settings.training.stage1_epochs)
+            self.trainer(model).train_unary(self.batches(train_loader), self.settings.training.stage1_epochs)
             self.judge(name, model, time.perf_counter() - start, ("unary",))
         return model
 
@@ -123,8 +126,8 @@ class Ablation:
             model.unary = copy.deepcopy(network.unary)
             trainer = self.trainer(model)
             if context is not None:
-                trainer.train_context(self.train, training.context_epochs)
-            trainer.train_crf(self.train_crf, training.stage2_epochs)
+                trainer.train_context(self.batches(train_loader), training.context_epochs)
+            trainer.train_crf(self.batches(crf_loader), training.stage2_epochs)
             self.judge(name, model, time.perf_counter() - start, ("context", "crf"))
 
 
@@ -161,7 +164,12 @@ def main() -> None:
     if arguments.output:
         used = {name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "model", "training")}
         used["model"]["context"] = dataclasses.asdict(ContextConfig())  # of which the variants take the relations
-        report = {**measuring.surroundings(), "settings": used | {"seed": settings.seed}, "rows": ablation.rows}
+        report = {
+            **measuring.surroundings(),
+            "settings": used | {"seed": settings.seed},
+            "classes": list(ablation.classes.names),
+            "rows": ablation.rows,
+        }
         measuring.write_report(arguments.output, report, f"{HEAD}\n{table(ablation.rows)}")
 
 

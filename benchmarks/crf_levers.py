@@ -4,7 +4,9 @@
 
 RUN is a folder of `piecewise train` whose stage 1 is trained. The network's scores are taken once, of every so many
 training images as they are and of all validation images. A variant is learned on them as stage 2 does it, an image or
-its mirror image a step, and judged as it stands after its last epoch: nothing is chosen by what it is judged on.
+its mirror image a step, and judged as it stands after its last epoch: nothing is chosen by what it is judged on. Two
+variants are no CRFs to use but limits: learned on the validation images themselves, and on each half of them for the
+other, in as many steps.
 Rows are kept in the output file: a variant that is in it is not learned again.
 """
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -50,12 +51,16 @@ class Variant:
         iterations: mean-field updates when judged, if other than the configuration's.
         augmented: whether training images are scaled, cropped and coloured as for the network.
         together: images a step.
+        judged: whether it is learned on the validation images.
+        halves: whether it is learned on either half of the validation images, in their order, and judged on the other.
     """
 
     options: tuple[str, ...] = ()
     iterations: int | None = None
     augmented: bool = False
     together: int = 1
+    judged: bool = False
+    halves: bool = False
 
 
 VARIANTS = {
@@ -73,6 +78,8 @@ VARIANTS = {
     "cross-entropy, median class weights": Variant((*_CROSS_ENTROPY, "--training.class_weights", "median")),
     "cross-entropy, a fourth kernel": Variant((*_CROSS_ENTROPY, *_FOURTH)),
     "cross-entropy, twice the rate": Variant((*_CROSS_ENTROPY, "--training.optim.crf_learning_rate", "0.04")),
+    "a limit: learned on what it is judged on": Variant(judged=True),
+    "a limit: on the other half of what it is judged on": Variant(halves=True),
 }
 
 
@@ -131,14 +138,15 @@ def learn(model: PiecewiseTrainedModel, images: list[Scored], settings: Any, tog
 
 
 @torch.no_grad()
-def judge(crf: torch.nn.Module | None, images: list[Scored], classes: int) -> dict[str, Any]:
-    """The measures of a CRF, or of the scores as they are."""
+def judge(parts: list[tuple[torch.nn.Module | None, list[Scored]]], classes: int) -> dict[str, Any]:
+    """The measures of a CRF, or of the scores as they are, each part of the images by its own."""
     tally = measuring.Tally(classes)
-    for scores, image, target in images:
-        start = time.perf_counter()
-        refined = scores.float() if crf is None else crf(scores.float(), image)
-        tally.add(refined[0].argmax(0).numpy(), target[0].numpy(), time.perf_counter() - start)
-    return tally.found(len(images))
+    for crf, images in parts:
+        for scores, image, target in images:
+            start = time.perf_counter()
+            refined = scores.float() if crf is None else crf(scores.float(), image)
+            tally.add(refined[0].argmax(0).numpy(), target[0].numpy(), time.perf_counter() - start)
+    return tally.found(sum(len(images) for _, images in parts))
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -161,7 +169,6 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS], default=[*VARIANTS], metavar="NAME")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it as .txt")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.is_file() else {}
 
     settings = settings_of(arguments.run)
     train_set, val_set = build_datasets(settings.data, settings.seed)
@@ -180,34 +187,41 @@ def main() -> None:
     if any(VARIANTS[name].augmented for name in arguments.variants):
         sets[True] = score(model, train_set, arguments.every)
 
+    learned_on = {
+        "run": (arguments.run / "config.yaml").read_text(),
+        "images": len(sets[False]),
+        "epochs": arguments.epochs,
+        "classes": list(train_set.classes.names),
+    }
+    rows = measuring.kept(arguments.output, learned_on)
+
     def keep(name: str, row: dict[str, Any]) -> None:
-        rows[name] = row
-        report = {
-            **measuring.surroundings(),
-            "run": (arguments.run / "config.yaml").read_text(),
-            "images": len(sets[False]),
-            "epochs": arguments.epochs,
-            "classes": list(train_set.classes.names),
-            "rows": rows,
-        }
+        rows[name] = row | measuring.when()
+        report = {**measuring.surroundings(), **learned_on, "rows": rows}
         measuring.write_report(arguments.output, report, table(rows))
         print(table({name: row}), flush=True)
 
     if "the network alone" not in rows:
-        keep("the network alone", {"training_seconds": 0.0, **judge(None, held_out, len(train_set.classes))})
+        keep("the network alone", {"training_seconds": 0.0, **judge([(None, held_out)], len(train_set.classes))})
     for name in arguments.variants:
         if name in rows:
             continue
         variant = VARIANTS[name]
         own = settings_of(arguments.run, variant.options)
-        model.crf = build_model(own.model, train_set.classes, own.seed).crf
-        assert model.crf is not None
+        half = len(held_out) // 2
+        halves = [(held_out[:half], held_out[half:]), (held_out[half:], held_out[:half])]
+        whole = held_out if variant.judged else sets[variant.augmented]
+        parts: list[tuple[torch.nn.Module | None, list[Scored]]] = []
         start = time.perf_counter()
-        learn(model, sets[variant.augmented], own, variant.together, arguments.epochs)
-        seconds = time.perf_counter() - start
-        if variant.iterations is not None:
-            model.crf.num_iterations = variant.iterations
-        keep(name, {"training_seconds": seconds, **judge(model.crf, held_out, len(train_set.classes))})
+        for images, others in halves if variant.halves else [(whole, held_out)]:
+            model.crf = build_model(own.model, train_set.classes, own.seed).crf
+            assert model.crf is not None
+            epochs = max(1, round(arguments.epochs * len(sets[False]) / len(images)))  # as many steps for each
+            learn(model, images, own, variant.together, epochs)
+            if variant.iterations is not None:
+                model.crf.num_iterations = variant.iterations
+            parts.append((model.crf, others))
+        keep(name, {"training_seconds": time.perf_counter() - start, **judge(parts, len(train_set.classes))})
 
 
 if __name__ == "__main__":

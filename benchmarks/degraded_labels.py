@@ -12,6 +12,7 @@ pixel accuracy and the trimap's mIoU within 4 pixels of true borders, before and
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable
@@ -105,8 +106,8 @@ class Spoilt(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return torch.from_numpy(scores.astype(np.float32)), pixels, torch.from_numpy(truth.astype(np.int64))
 
 
-def learned(data: SegmentationDataset, spoil: Spoil, loss: Loss, every: int) -> DenseCRF:
-    """A CRF that has learned to mend labels that were spoilt so."""
+def learned(data: SegmentationDataset, spoil: Spoil, loss: Loss, every: int) -> tuple[DenseCRF, bool]:
+    """A CRF that has learned to mend labels that were spoilt so, and whether it did: no epoch was better than none."""
     crf = DenseCRF(
         data.num_classes,
         kernels=KERNELS,
@@ -115,10 +116,11 @@ def learned(data: SegmentationDataset, spoil: Spoil, loss: Loss, every: int) -> 
         class_bias=True,
         train_iterations=3,
     )
+    start = copy.deepcopy(crf.state_dict())
     images = Spoilt(data, spoil)
     seen, judging = (Subset(images, places) for places in chosen(len(data), every))
     learn_crf(crf, DataLoader(seen, shuffle=True), EPOCHS, DataLoader(judging), loss=loss, progress=False)
-    return crf
+    return crf, any(not torch.equal(value, start[name]) for name, value in crf.state_dict().items())
 
 
 def chosen(count: int, every: int) -> tuple[range, range]:
@@ -138,11 +140,13 @@ def main() -> None:
     classes, count = data.num_classes, min(arguments.images, len(data))
     train = camvid_dataset(arguments.camvid, "train")
     hows: dict[str, dict[str, dict[str, Any]]] = {}
+    did: dict[tuple[str, str], bool] = {}
     for name, spoil in SPOILT.items():
         hows[name] = dict(SETTINGS)
         for kind, loss in LOSSES.items():
             start = time.perf_counter()
-            hows[name][kind] = {"crf": learned(train, spoil, loss, arguments.every)}
+            crf, did[name, kind] = learned(train, spoil, loss, arguments.every)
+            hows[name][kind] = {"crf": crf}
             print(f"{name}, {kind}: {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
     kinds = ("before", *SETTINGS, *LOSSES)
     tallies = {name: {kind: measuring.Tally(classes) for kind in kinds} for name in SPOILT}
@@ -156,11 +160,14 @@ def main() -> None:
                 labels, _ = refine(scores, image, **options)
                 tallies[name][setting].add(labels, truth, time.perf_counter() - start)
     results = {name: {kind: tally.found(count) for kind, tally in own.items()} for name, own in tallies.items()}
+    for (name, kind), better in did.items():
+        results[name][kind]["as_it_began"] = not better
     lines = [f"{'labels':12} {'CRF':16} {'mIoU':>6} {'accuracy':>8} {'trimap 4':>8} {'ms':>6}"]
     for name, own in results.items():
         for kind, r in own.items():
             shares = f"{100 * r['miou']:6.2f} {100 * r['accuracy']:8.2f} {100 * r['borders']['trimap_4']:8.2f}"
-            lines.append(f"{name:12} {kind:16} {shares} {1e3 * r['seconds_an_image']:6.0f}")
+            note = "  as it began" if r.get("as_it_began") else ""
+            lines.append(f"{name:12} {kind:16} {shares} {1e3 * r['seconds_an_image']:6.0f}{note}")
     print("\n".join(lines))
     if arguments.output:
         report = {**measuring.surroundings(), "images": count, "settings": SETTINGS, "results": results}

@@ -4,7 +4,8 @@
 
 Costs of labels, further kernels, batches, gradients, and pydensecrf's interface. Every case is first compared with the
 plain-torch kernels on a part of the image. The cases take turns in each run; of two calls of each the second is timed,
-and given are medians. Memory is the peak of a process of its own beyond what it had before the call, in score maps.
+of pydensecrf2 and of its interface here the only one, and given are medians. Memory is the peak of a process of its own
+beyond what it had before the call, in score maps.
 """
 
 from __future__ import annotations

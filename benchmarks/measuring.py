@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import multiprocessing
 import platform
@@ -9,7 +10,7 @@ import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from piecewise_training import __version__
 from piecewise_training.cli.machine import processor
 from piecewise_training.inference import Result
 from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
+
+PACKAGES = ("torch", "numpy", "numba", "timm", "pydensecrf2", "crfseg")  # whose version a figure may hang on
 
 
 def peak_beyond(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> float:
@@ -82,13 +85,40 @@ def plain(result: Result) -> dict[str, Any]:
 
 def surroundings() -> dict[str, Any]:
     """Machine, versions, commit and day of a measurement."""
-    return {
-        "machine": {"processor": processor(), "cores": multiprocessing.cpu_count(), "platform": platform.platform()},
-        "versions": {"piecewise-training": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": subprocess.getoutput("git rev-parse HEAD"),
-        "date": date.today().isoformat(),
+    machine = {
+        "processor": processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": multiprocessing.cpu_count(),
+        "platform": platform.platform(),
     }
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
+    return {
+        "machine": machine,
+        "versions": {"piecewise-training": __version__, **versions, "torch": torch.__version__},
+        "command": shlex.join(["python", *sys.argv]),
+        **when(),
+    }
+
+
+def when() -> dict[str, str]:
+    """Commit and day of a measurement."""
+    return {"commit": subprocess.getoutput("git rev-parse HEAD"), "date": date.today().isoformat()}
+
+
+def kept(path: Path | None, settings: Mapping[str, Any]) -> Any:
+    """The rows that an earlier call has left in its file, to be added to; empty if there is none.
+
+    Raises:
+        SystemExit: they are of other settings, so that one table must not hold them with those of this call.
+    """
+    if path is None or not path.is_file():
+        return {}
+    report = json.loads(path.read_text())
+    other = [name for name, value in settings.items() if report.get(name) != value]
+    if other:
+        sys.exit(f"{path} holds rows of another {', '.join(other)}: give another --output.")
+    return report["rows"]
 
 
 def write_report(path: Path, report: dict[str, Any], table: str) -> None:

@@ -1,8 +1,9 @@
-"""Turns the results of the benchmarks into docs/results and the README's tables; no figure in them is typed by hand.
+"""Turns the results of the benchmarks into docs/results and the README's tables: no figure in a table is typed by hand.
 
     python benchmarks/pages.py [--results benchmarks/results] [--docs docs/results] [--readme README.md]
 
-A page is made from each JSON file that is there. A test makes them again and compares.
+A page is made from each JSON file that is there. It has the file's `remark`, too, in which somebody wrote what the
+script cannot know. A test makes them again and compares.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def why_piecewise(report: Report, data: str, plot: str) -> str:
     """Piecewise, independent and joint training."""
     rows = report["rows"]
     starts = len({row["seed"] for row in rows})
+    whole = {row["seed"]: row["seconds"] for row in rows if row["name"] == "piecewise"}
     cells = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
@@ -96,21 +98,28 @@ def why_piecewise(report: Report, data: str, plot: str) -> str:
         cells.append(
             (
                 name,
+                " or ".join(
+                    "+".join(str(n) for n in epochs if n) for epochs in sorted({(*row["epochs"],) for row in own})
+                ),
                 fmean(final),
                 f"{min(final):.1f} to {max(final):.1f}",
                 fmean(100 * row["unary"]["miou"] for row in own),
                 fmean(100 * row["crf"]["borders"]["trimap_4"] for row in own),
                 fmean(row["seconds"] for row in own),
+                f"{fmean(row['seconds'] / whole[row['seed']] for row in own):.2f}",
                 f"{sum(row['diverged'] for row in own)} of {len(own)}",
             )
         )
     return "\n\n".join(
         [
             f"# Piecewise, independent or joint: {data}",
-            f"The same network and CRF from {starts} start{'s' if starts > 1 else ''}; validation in per cent. The "
-            "seconds are those of training.",
-            markdown(["", "mIoU", "range", "network alone", "trimap 4 px", "s", "diverged"], cells),
+            f"The same network and CRF from {starts} start{'s' if starts > 1 else ''}; validation in per cent, on "
+            "images that chose the epoch of each stage. The seconds are those of training, their ratio is that to the "
+            "piecewise run of the same seed; equal time is what the clock made of it, in whole epochs. Joint training "
+            "has the rates of the others.",
+            markdown(["", "epochs", "mIoU", "range", "network alone", "trimap 4 px", "s", "ratio", "diverged"], cells),
             f"![Validation mIoU over the time of training]({plot})",
+            "Dotted is the network alone, in the stage that trains it by itself; what follows is that of the CRF.",
             origin(report),
             f"The configuration of the piecewise runs:\n\n```yaml\n{report['config'].strip()}\n```",
         ]
@@ -125,8 +134,11 @@ def curves(report: Report) -> Figure:
     for name, colour in zip(names, COLOURS, strict=False):
         for place, row in enumerate(row for row in report["rows"] if row["name"] == name):
             seconds, miou = zip(*row["curve"], strict=True)
-            label = name if place == 0 else None
-            axis.plot(seconds, [100 * m for m in miou], color=colour, linewidth=1, alpha=0.8, label=label)
+            shares = [100 * m for m in miou]
+            alone = 0 if name.startswith("joint") else row["epochs"][0]  # the stage that is judged without a CRF
+            look = {"color": colour, "linewidth": 1, "alpha": 0.8}
+            axis.plot(seconds[:alone], shares[:alone], ":", **look)
+            axis.plot(seconds[alone:], shares[alone:], label=name if place == 0 else None, **look)
     return _labelled(figure, axis, "seconds of training", "validation mIoU, %")
 
 
@@ -177,7 +189,11 @@ def gains(report: Report) -> Figure:
 def degraded_labels(report: Report) -> str:
     """Other people's scores."""
     cells = [
-        (f"{name}: {kind}", *percent(row), 1e3 * row["seconds_an_image"])
+        (
+            f"{name}: {kind}" + (", as it began" if row.get("as_it_began") else ""),
+            *percent(row),
+            1e3 * row["seconds_an_image"],
+        )
         for name, own in report["results"].items()
         for kind, row in own.items()
     ]
@@ -196,7 +212,9 @@ def degraded_labels(report: Report) -> str:
             "image.",
             markdown(["", *MEASURES, "ms"], cells),
             f"The default is pydensecrf's usual one; {settings}. A learned CRF has a third, wider kernel, and its own "
-            "costs of labels for each; it was learned with cross-entropy where nothing else is said.",
+            "costs of labels for each; it was learned with cross-entropy where nothing else is said. As it began: no "
+            "epoch was as good on the images that choose it, so that what stands there are the values that learning "
+            "started from.",
             origin(report),
         ]
     )
@@ -205,10 +223,15 @@ def degraded_labels(report: Report) -> str:
 def context_ablation(report: Report, title: str, what: str) -> str:
     """What the parts of the contextual CRF bring."""
     names = {"unary": "", "context": ", no dense CRF", "crf": ""}
-    cells = [
-        (row["name"] + names[kind], *percent(result), row["training_seconds"] / 60)
+    results = [
+        (row["name"] + names[kind], result, row["training_seconds"] / 60)
         for row in report["rows"]
         for kind, result in row["results"].items()
+    ]
+    factors = [
+        f"{row['name'].removeprefix('+ ')}: {' and '.join(f'{factor:.2f}' for factor in row['relation_factors'])}"
+        for row in report["rows"]
+        if "relation_factors" in row
     ]
     epochs = report["settings"]["training"]["stage1_epochs"]
     return "\n\n".join(
@@ -216,7 +239,11 @@ def context_ablation(report: Report, title: str, what: str) -> str:
             f"# {title}",
             f"{what} part by part, {epochs} epochs of the network, one seed; validation in per cent. The rows from the "
             "dense CRF on have the very same network.",
-            markdown(["", *MEASURES, "min"], cells),
+            markdown(["", *MEASURES, "min"], ((name, *percent(result), minutes) for name, result, minutes in results)),
+            f"Stage 2 gave the relations these factors: {'; '.join(factors)}. The IoU of each class:",
+            markdown(
+                ["", *report["classes"]], ((name, *(100 * iou for iou in result["iou"])) for name, result, _ in results)
+            ),
             origin(report),
             f"The configuration:\n\n```yaml\n{yaml.safe_dump(report['settings'], sort_keys=False).strip()}\n```",
         ]

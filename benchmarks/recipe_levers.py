@@ -10,7 +10,6 @@ judged on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,11 +81,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", choices=[*VARIANTS], default=[*VARIANTS], metavar="NAME")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it as .txt")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.output.read_text())["rows"] if arguments.output.is_file() else {}
+    base = {"config": arguments.config.read_text()}
+    rows = measuring.kept(arguments.output, base)
     for name in arguments.variants:
         if name not in rows:
-            rows[name] = train_and_judge(arguments.config, VARIANTS[name])
-            report = {**measuring.surroundings(), "config": arguments.config.read_text(), "rows": rows}
+            rows[name] = train_and_judge(arguments.config, VARIANTS[name]) | measuring.when()
+            report = {**measuring.surroundings(), **base, "rows": rows}
             measuring.write_report(arguments.output, report, table(rows))
             print(table({name: rows[name]}), flush=True)
 

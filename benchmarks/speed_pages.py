@@ -29,7 +29,8 @@ def dense_crf(report: Report) -> str:
         [
             "# How fast the dense CRF is",
             f"From an image and scores to marginals in {report['iterations']} iterations, in milliseconds, medians, "
-            "beside pydensecrf2 in the same process, which has one thread. Each engine's runs come in a block; in the "
+            "beside pydensecrf2 in the same process, which has one thread. The setup here is the bilateral lattice: "
+            "the spatial one hangs on the size alone, and is kept. Each engine's runs come in a block; in the "
             "last column the engines take turns, so that each finds the other's data in the caches."
             + (" In brackets the least and the most of some rounds." if report["rounds"] > 1 else ""),
             markdown(head, cells),
@@ -71,8 +72,10 @@ def dense_crf_gpu(report: Report) -> str:
         [
             f"# How fast the dense CRF is on an {report['machine']['device']}",
             f"From an image and scores on the device to marginals in {report['iterations']} iterations, the lattice "
-            "built anew; milliseconds an image, medians. Plain torch is our own reference on the GPU; ConvCRF is "
-            "another model, cut off at a few pixels; pydensecrf2 has one thread of the machine's CPU.",
+            "built anew (but for the spatial one, which hangs on the size alone and is kept); milliseconds an image, "
+            "medians. Plain torch is our own reference on the GPU; ConvCRF is another model, cut off at a few pixels, "
+            "as this script writes it in torch; pydensecrf2 has one thread of the machine's CPU, with scores and image "
+            "still on the GPU, and was called once.",
             markdown(["columns x rows x classes", *engines], own),
             *step,
             f"The steps of an iteration beside the time in which the bytes they need pass through memory, at the "
@@ -129,10 +132,10 @@ def dense_crf_options(report: Report) -> str:
         [
             "# What the options of the dense CRF take",
             f"{report['size']} (columns x rows x classes), 10 iterations where nothing else is said, in milliseconds "
-            "an image, medians; the cases take turns, and of two calls in a row the second is timed. A ratio is that "
-            "to the case named behind it. Backwards there are gradients to scores, weights and K x K costs; a time "
-            "includes that forwards. Memory is the peak beyond what a process had before, in score maps, the lattices "
-            "among it.",
+            "an image, medians; the cases take turns, and of two calls in a row the second is timed; pydensecrf2 and "
+            "its interface here are called once. A ratio is that to the case named behind it. Backwards there are "
+            "gradients to scores, weights and K x K costs; a time includes that forwards. Memory is the peak beyond "
+            "what a process had before, in score maps, the lattices among it.",
             markdown([*head, "to", "memory"], cells),
             origin(report),
         ]

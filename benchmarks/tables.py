@@ -35,9 +35,21 @@ def origin(report: Report) -> str:
     """Where and when the numbers were measured, how to get them again, and what is to be said of them."""
     machine, versions = report["machine"], report["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    processor = f"{machine['processor']} ({machine['capability']})" if "capability" in machine else machine["processor"]
     command = f"`{report['command']}`, " if "command" in report else ""
     remark = f" {report['remark']}" if "remark" in report else ""
     return (
-        f"Measured on {report['date']} on {machine['cores']} cores of {machine['processor']}: {command}{packages}, "
-        f"commit {report['commit'][:10]}.{remark}"
+        f"Measured on {report['date']} on {machine['cores']} cores of {processor}: {command}{packages}, "
+        f"commit {report['commit'][:10]}.{_earlier(report)}{remark}"
     )
+
+
+def _earlier(report: Report) -> str:
+    """Which rows an earlier call has left."""
+    rows = report.get("rows", {})
+    others: dict[str, list[str]] = {}
+    for name, row in rows.items() if isinstance(rows, Mapping) else ((row.get("name"), row) for row in rows):
+        commit = row.get("commit", report["commit"])
+        if commit != report["commit"]:
+            others.setdefault(f"commit {commit[:10]} of {row['date']}", []).append(name)
+    return "".join(f" Of {where}: {', '.join(names)}." for where, names in others.items())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ def judge(settings: Any, stride: int, epochs: int) -> dict[str, Any]:
     assert learned.crf is not None
     assert default.crf is not None
     return {
+        "name": f"stride {stride}, {epochs} epochs",
         "output_stride": stride,
         "epochs": epochs,
         "unary": measuring.plain(learned.unary),
@@ -75,19 +75,18 @@ def main() -> None:
     configuration = build_parser()
     parsed = configuration.parse_args(["train", "--config", str(arguments.config)])
     settings = configuration.instantiate(parsed).train
-    rows: list[dict[str, Any]] = []
-    if arguments.output and arguments.output.is_file():
-        rows = json.loads(arguments.output.read_text())["rows"]
+    base = {"config": arguments.config.read_text()}
+    rows: list[dict[str, Any]] = [*measuring.kept(arguments.output, base)]
     done = {(row["output_stride"], row["epochs"]) for row in rows}
     for epochs in arguments.epochs:
         for stride in arguments.strides:
             if (stride, epochs) in done:
                 continue
-            row = judge(settings, stride, epochs)
+            row = judge(settings, stride, epochs) | measuring.when()
             print(table([row]), flush=True)
             rows = sorted([*rows, row], key=lambda row: (row["epochs"], row["output_stride"]))
             if arguments.output:
-                report = {**measuring.surroundings(), "config": arguments.config.read_text(), "rows": rows}
+                report = {**measuring.surroundings(), **base, "rows": rows}
                 measuring.write_report(arguments.output, report, table(rows))
     print(table(rows))
 

@@ -7,7 +7,7 @@ epochs as that has in all, the network and the CRF are also trained one after th
 together from the first step. An epoch with a CRF takes longer than one without; so both are trained once more for as
 many epochs as fit the time that the piecewise run of that seed took. Every run starts from the same weights and ends
 with those of its last stage's best epoch. A run has diverged when its loss is not finite or its mIoU is below that of
-the most frequent class everywhere.
+the most frequent class everywhere. Seeds of which the output file has all rows are not trained again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ from piecewise_training.dataset import build_datasets, crf_loader, joint_loader,
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer, plan
 
+LAST = "joint, equal time"  # a seed's last row
+
 
 class Clocked:
     """Validation batches that write down when each pass over them began: what came before was training."""
 
     def __init__(self, batches: DataLoader[Any]) -> None:
         self.batches = batches
+        self.dataset = batches.dataset  # the trainer asks what it judged on before
         self.begun: list[float] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -71,7 +74,7 @@ class Comparison:
         left = whole["seconds"] - apart["stage_seconds"][1]
         yield self.one("independent", (max(1, round(left / alone)), second, 0), seed, "independent, equal time")
         together = joint["seconds"] / (first + second + third)
-        yield self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, "joint, equal time")
+        yield self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, LAST)
 
     def one(self, strategy: Strategy, epochs: tuple[int, int, int], seed: int, name: str) -> dict[str, Any]:
         """Trains and judges; the time of validation is not counted."""
@@ -119,6 +122,7 @@ class Comparison:
             "crf": measuring.plain(outcome.crf),
             "curve": curve,
             "diverged": not finite or outcome.crf.scores.miou <= trivial,
+            **measuring.when(),
         }
         self.rows.append(row)
         print(f"{name:28} seed {seed}: {100 * row['crf']['miou']:.2f} in {spent:.0f} s", flush=True)
@@ -152,9 +156,14 @@ def main() -> None:
     configuration = build_parser()
     parsed = configuration.parse_args(["train", "--config", str(arguments.config)])
     comparison = Comparison(configuration.instantiate(parsed).train)
-    for _ in (row for seed in range(arguments.seeds) for row in comparison.run(seed)):
+    base = {"config": arguments.config.read_text()}
+    before = measuring.kept(arguments.output, base)
+    finished = {row["seed"] for row in before if row["name"] == LAST}
+    comparison.rows = [row for row in before if row["seed"] in finished]
+    seeds = [seed for seed in range(arguments.seeds) if seed not in finished]
+    for _ in (row for seed in seeds for row in comparison.run(seed)):
         if arguments.output:
-            report = {**measuring.surroundings(), "config": arguments.config.read_text(), "rows": comparison.rows}
+            report = {**measuring.surroundings(), **base, "rows": comparison.rows}
             measuring.write_report(arguments.output, report, table(comparison.rows))
     print(table(comparison.rows))
 
