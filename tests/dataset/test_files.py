@@ -1,11 +1,10 @@
-"""Pairing and reading files: formats, orientation, bit depths, and every fault by name."""
+"""Reading files: formats, orientation, bit depths, and every fault by name."""
 
 from __future__ import annotations
 
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,7 @@ import pytest
 from PIL import Image
 
 from piecewise_training.dataset import files
-from piecewise_training.dataset.files import (
-    DataError,
-    check_label,
-    labels_from_colours,
-    match_by_stem,
-    pair_by_stem,
-    partners,
-    read_image,
-    read_label,
-    read_names,
-)
-
-Maker = Callable[..., tuple[Path, Path]]
+from piecewise_training.dataset.files import DataError, check_label, labels_from_colours, read_image, read_label
 
 
 def write_png(path: Path, width: int, depth: int, colour: int, rows: list[bytes]) -> None:
@@ -182,66 +169,6 @@ def test_broken_files(tmp_path: Path) -> None:
         read_image(tmp_path / "gone.png")
 
 
-def test_pairs_by_stem_across_formats(make_pairs: Maker) -> None:
-    images, labels = make_pairs(("b", "a"))
-    Image.open(images / "a.jpg").save(images / "a.webp")
-    (images / "a.jpg").unlink()
-    (images / "notes.txt").write_text("not an image")
-    assert [(p.name, p.image.name, p.label.name) for p in pair_by_stem(images, labels)] == [
-        ("a", "a.webp", "a.png"),
-        ("b", "b.jpg", "b.png"),
-    ]
-
-
-def test_a_list_chooses_and_orders(make_pairs: Maker, tmp_path: Path) -> None:
-    images, labels = make_pairs(("a", "b", "c"))
-    (tmp_path / "list.txt").write_text("c.jpg\n\n a \n")
-    names = read_names(tmp_path / "list.txt")
-    assert names == ["c", "a"]
-    assert [pair.name for pair in pair_by_stem(images, labels, names)] == ["c", "a"]
-    assert read_names(["x.png", "y.v2"]) == ["x", "y.v2"]
-
-
-def test_partners_that_are_missing(make_pairs: Maker) -> None:
-    images, labels = make_pairs(("a", "b", "c"))
-    (labels / "b.png").unlink()
-    (images / "c.jpg").unlink()
-    with pytest.raises(
-        DataError, match=r"image .*b.jpg has no label of its name in .*labels. 1 more files have faults"
-    ):
-        pair_by_stem(images, labels)
-    pairs, faults = match_by_stem(images, labels)
-    assert [pair.name for pair in pairs] == ["a"]
-    assert len(faults) == 2
-    assert "c.png has no image of its name" in faults[1]
-    with pytest.raises(DataError, match="'z' is listed, but .*images has no such image"):
-        pair_by_stem(images, labels, ["a", "z"])
-
-
-def test_folders_that_are_missing_or_empty(tmp_path: Path, make_pairs: Maker) -> None:
-    images, _ = make_pairs()
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"`label_dir` .*empty holds no image \(jpg, "):
-        pair_by_stem(images, tmp_path / "empty")
-    with pytest.raises(DataError, match="`image_dir` .*nowhere is no folder"):
-        pair_by_stem(tmp_path / "nowhere", images)
-
-
-def test_two_files_of_one_stem(make_pairs: Maker) -> None:
-    images, labels = make_pairs()
-    Image.new("RGB", (4, 4)).save(images / "a.png")
-    with pytest.raises(DataError, match=r"a.jpg and a.png share the name 'a'. Remove one"):
-        pair_by_stem(images, labels)
-
-
-def test_lists_that_are_missing_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`image_list` .*none.txt does not exist"):
-        read_names(tmp_path / "none.txt")
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(DataError, match=r"`image_list` .*empty.txt names no image"):
-        read_names(tmp_path / "empty.txt")
-
-
 def test_check_label() -> None:
     label = np.array([[0, 1], [7, 255]], np.uint8)
     check_label(Path("a.png"), label, (2, 2), None)
@@ -250,14 +177,6 @@ def test_check_label() -> None:
         check_label(Path("a.png"), label, (2, 2), 7)
     with pytest.raises(DataError, match=r"label a.png is 2 x 2 pixels, its image 4 x 3"):
         check_label(Path("a.png"), label, (3, 4), None)
-
-
-def test_partners_of_score_files(make_pairs: Maker) -> None:
-    images, _ = make_pairs(("a", "b"))
-    assert [p.name for p in partners([Path("x/b.npy")], images)] == ["b.jpg"]
-    with pytest.raises(DataError, match=r"x/q.npy \(and 1 more\) has no image of its name in .*images"):
-        partners([Path("x/q.npy"), Path("x/r.npy")], images)
-    assert [p.name for p in partners([Path("x/b_probabilities.npz")], images, "_probabilities")] == ["b.jpg"]
 
 
 def test_labels_from_colours_errors() -> None:
@@ -313,19 +232,3 @@ def test_a_webp_holds_no_indices(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 1).save(tmp_path / "a.webp", lossless=True)
     with pytest.raises(DataError, match=r"label .*a.webp is a WebP, which holds colours only"):
         read_label(tmp_path / "a.webp")
-
-
-def test_lists_of_other_encodings(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_text("\u00e4\nb\n", encoding="utf-8-sig")  # as Windows' editor writes it
-    assert read_names(path) == ["\u00e4", "b"]
-    for encoding in ("latin-1", "utf-16"):
-        path.write_text("\u00e4\nb\n", encoding=encoding)
-        with pytest.raises(DataError, match=r"`image_list` .*list.txt is no text in UTF-8"):
-            read_names(path)
-
-
-def test_a_folder_is_no_image(make_pairs: Maker) -> None:
-    images, labels = make_pairs(("a",))
-    (images / "b.png").mkdir()
-    assert [pair.name for pair in pair_by_stem(images, labels)] == ["a"]

@@ -66,7 +66,8 @@ def run(
         read_scores,
     )
     from piecewise_training.dataset import Classes
-    from piecewise_training.dataset.files import DataError, partners, read_image
+    from piecewise_training.dataset.files import DataError, read_image
+    from piecewise_training.dataset.pairing import partners
     from piecewise_training.inference import refine
     from piecewise_training.model import model_file
     from piecewise_training.storage import read_header

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from piecewise_training.cli.inputs import SCORED, find_scores, read_scores
-from piecewise_training.dataset.files import DataError, check_label, partners, partners_if_any, read_image, read_label
+from piecewise_training.dataset.files import DataError, check_label, read_image, read_label
+from piecewise_training.dataset.pairing import partners, partners_if_any
 
 
 class ScoredImages(Dataset[tuple[Tensor, Tensor, Tensor]]):

@@ -13,8 +13,9 @@ from piecewise_training.dataset.build import (
 from piecewise_training.dataset.camvid import camvid_dataset
 from piecewise_training.dataset.cityscapes import cityscapes_dataset
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import VOID, DataError, Pair, labels_from_colours
+from piecewise_training.dataset.files import VOID, DataError, labels_from_colours
 from piecewise_training.dataset.folder import SegmentationDataset
+from piecewise_training.dataset.pairing import Pair
 from piecewise_training.dataset.synthetic import SyntheticDataset
 from piecewise_training.dataset.transforms import IMAGENET_MEAN, IMAGENET_STD, augmentation, normalise, to_rgb
 from piecewise_training.dataset.voc import voc2012_dataset

@@ -17,8 +17,9 @@ from piecewise_training.config import DataConfig
 from piecewise_training.dataset.camvid import camvid_dataset
 from piecewise_training.dataset.cityscapes import cityscapes_dataset
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import DataError, Pair, pair_by_stem, read_names
+from piecewise_training.dataset.files import DataError
 from piecewise_training.dataset.folder import SegmentationDataset
+from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
 from piecewise_training.dataset.synthetic import SyntheticDataset
 from piecewise_training.dataset.transforms import augmentation
 from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset

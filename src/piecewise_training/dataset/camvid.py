@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import VOID, DataError, pair_by_stem
+from piecewise_training.dataset.files import VOID, DataError
 from piecewise_training.dataset.folder import SegmentationDataset, Transform
+from piecewise_training.dataset.pairing import pair_by_stem
 from piecewise_training.dataset.voc import voc2012_dataset
 
 CLASSES = Classes(

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import VOID, DataError, Pair
+from piecewise_training.dataset.files import VOID, DataError
 from piecewise_training.dataset.folder import SegmentationDataset, Transform
+from piecewise_training.dataset.pairing import Pair
 
 # Name, colour, and the label id whose train id is the position in this table.
 _TABLE = (

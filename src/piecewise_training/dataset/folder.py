@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import Pair, check_label, pair_by_stem, read_image, read_label, read_names
+from piecewise_training.dataset.files import check_label, read_image, read_label
+from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
 from piecewise_training.dataset.transforms import normalise, resize
 
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]

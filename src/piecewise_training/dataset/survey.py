@@ -11,16 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from piecewise_training.dataset import camvid, cityscapes, voc
-from piecewise_training.dataset.files import (
-    VOID,
-    DataError,
-    Pair,
-    check_label,
-    match_by_stem,
-    read_image,
-    read_label,
-    read_names,
-)
+from piecewise_training.dataset.files import VOID, DataError, check_label, read_image, read_label
+from piecewise_training.dataset.pairing import Pair, match_by_stem, read_names
 
 FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
 

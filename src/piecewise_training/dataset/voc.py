@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import DataError, pair_by_stem, read_names
+from piecewise_training.dataset.files import DataError
 from piecewise_training.dataset.folder import SegmentationDataset, Transform
+from piecewise_training.dataset.pairing import pair_by_stem, read_names
 
 CLASSES = Classes.named(
     (

@@ -1,0 +1,125 @@
+"""Which image and label files belong together: by their names, in two folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from piecewise_training.dataset.files import SUFFIXES, DataError, and_more
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its label image, and the name both go by."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def pair_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> list[Pair]:
+    """Pairs images with labels by file name without suffix, in the order of `names`, or sorted.
+
+    Raises:
+        DataError: a folder is missing or empty, two files share a stem, a partner or a listed name is missing.
+    """
+    pairs, faults = match_by_stem(image_dir, label_dir, names)
+    if faults:
+        rest = f" {len(faults) - 1} more files have faults; `piecewise data check` lists all." if faults[1:] else ""
+        raise DataError(faults[0] + rest)
+    return pairs
+
+
+def match_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> tuple[list[Pair], list[str]]:
+    """The pairs of two folders, and a sentence for each file or listed name that lacks a partner.
+
+    Raises:
+        DataError: a folder is missing or empty, or two files share a stem.
+    """
+    images, labels = _by_stem(image_dir, "image_dir"), _by_stem(label_dir, "label_dir")
+    if names is None:
+        names = sorted(images.keys() & labels.keys())
+        faults = [f"image {images[name]} has no label of its name in {label_dir}." for name in images.keys() - labels]
+        faults += [f"label {labels[name]} has no image of its name in {image_dir}." for name in labels.keys() - images]
+    else:
+        names = list(names)
+        faults = [f"{name!r} is listed, but {image_dir} has no such image." for name in names if name not in images]
+        faults += [f"{name!r} is listed, but {label_dir} has no such label." for name in names if name not in labels]
+    pairs = [Pair(name, images[name], labels[name]) for name in names if name in images and name in labels]
+    return pairs, sorted(faults)
+
+
+def partners(paths: Iterable[Path], folder: Path, ending: str = "") -> list[Path]:
+    """The file of the same stem in a folder of images, for each path; an `ending` of its stem does not count.
+
+    Raises:
+        DataError: the folder is missing or empty, or a path has no partner in it.
+    """
+    paths = list(paths)
+    found = partners_if_any(paths, folder, ending, "images")
+    absent = [path for path, partner in zip(paths, found, strict=True) if partner is None]
+    if absent:
+        raise DataError(f"{absent[0]}{and_more(absent)} has no image of its name in {folder}.")
+    return [partner for partner in found if partner is not None]
+
+
+def partners_if_any(paths: Iterable[Path], folder: Path, ending: str, called: str) -> list[Path | None]:
+    """The file of the same stem in a folder, or None, for each path; an `ending` of its stem does not count.
+
+    Args:
+        paths: of the files that want a partner.
+        folder: where the partners lie.
+        ending: of the paths' stems.
+        called: what errors call the folder.
+
+    Raises:
+        DataError: the folder is missing or empty.
+    """
+    known = _by_stem(folder, called)
+    return [known.get(path.stem) or known.get(path.stem.removesuffix(ending)) for path in paths]
+
+
+def read_names(image_list: str | Path | Sequence[str], called: str = "image_list") -> list[str]:
+    """The names in a list: a file with one a line, or a sequence; suffixes of image files are dropped.
+
+    Args:
+        image_list: the list.
+        called: what errors call it.
+
+    Raises:
+        DataError: the file does not exist or is not in UTF-8, or the list is empty.
+    """
+    if isinstance(image_list, str | Path):
+        path = Path(image_list)
+        if not path.is_file():
+            raise DataError(f"`{called}` {path} does not exist. It must be a text file with one image name a line.")
+        try:
+            lines: Iterable[str] = path.read_text(encoding="utf-8-sig").split("\n")  # Windows puts a mark before it
+        except UnicodeDecodeError as error:
+            raise DataError(f"`{called}` {path} is no text in UTF-8 ({error}). Save it as such.") from error
+    else:
+        lines = image_list
+    names = [_without_suffix(line.strip()) for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"`{called}` {image_list} names no image.")
+    return names
+
+
+def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"`{argument}` {folder} is no folder.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+            continue
+        if path.stem in found:
+            raise DataError(f"{found[path.stem]} and {path.name} share the name {path.stem!r}. Remove one of them.")
+        found[path.stem] = path
+    if not found:
+        raise DataError(f"`{argument}` {folder} holds no image ({', '.join(s[1:] for s in SUFFIXES)}).")
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name

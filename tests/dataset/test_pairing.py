@@ -1,0 +1,98 @@
+"""Which files belong together, and every fault of that by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from piecewise_training.dataset import DataError
+from piecewise_training.dataset.pairing import match_by_stem, pair_by_stem, partners, read_names
+
+Maker = Callable[..., tuple[Path, Path]]
+
+
+def test_pairs_by_stem_across_formats(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("b", "a"))
+    Image.open(images / "a.jpg").save(images / "a.webp")
+    (images / "a.jpg").unlink()
+    (images / "notes.txt").write_text("not an image")
+    assert [(p.name, p.image.name, p.label.name) for p in pair_by_stem(images, labels)] == [
+        ("a", "a.webp", "a.png"),
+        ("b", "b.jpg", "b.png"),
+    ]
+
+
+def test_a_list_chooses_and_orders(make_pairs: Maker, tmp_path: Path) -> None:
+    images, labels = make_pairs(("a", "b", "c"))
+    (tmp_path / "list.txt").write_text("c.jpg\n\n a \n")
+    names = read_names(tmp_path / "list.txt")
+    assert names == ["c", "a"]
+    assert [pair.name for pair in pair_by_stem(images, labels, names)] == ["c", "a"]
+    assert read_names(["x.png", "y.v2"]) == ["x", "y.v2"]
+
+
+def test_partners_that_are_missing(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a", "b", "c"))
+    (labels / "b.png").unlink()
+    (images / "c.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"image .*b.jpg has no label of its name in .*labels. 1 more files have faults"
+    ):
+        pair_by_stem(images, labels)
+    pairs, faults = match_by_stem(images, labels)
+    assert [pair.name for pair in pairs] == ["a"]
+    assert len(faults) == 2
+    assert "c.png has no image of its name" in faults[1]
+    with pytest.raises(DataError, match="'z' is listed, but .*images has no such image"):
+        pair_by_stem(images, labels, ["a", "z"])
+
+
+def test_folders_that_are_missing_or_empty(tmp_path: Path, make_pairs: Maker) -> None:
+    images, _ = make_pairs()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"`label_dir` .*empty holds no image \(jpg, "):
+        pair_by_stem(images, tmp_path / "empty")
+    with pytest.raises(DataError, match="`image_dir` .*nowhere is no folder"):
+        pair_by_stem(tmp_path / "nowhere", images)
+
+
+def test_two_files_of_one_stem(make_pairs: Maker) -> None:
+    images, labels = make_pairs()
+    Image.new("RGB", (4, 4)).save(images / "a.png")
+    with pytest.raises(DataError, match=r"a.jpg and a.png share the name 'a'. Remove one"):
+        pair_by_stem(images, labels)
+
+
+def test_lists_that_are_missing_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"`image_list` .*none.txt does not exist"):
+        read_names(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(DataError, match=r"`image_list` .*empty.txt names no image"):
+        read_names(tmp_path / "empty.txt")
+
+
+def test_partners_of_score_files(make_pairs: Maker) -> None:
+    images, _ = make_pairs(("a", "b"))
+    assert [p.name for p in partners([Path("x/b.npy")], images)] == ["b.jpg"]
+    with pytest.raises(DataError, match=r"x/q.npy \(and 1 more\) has no image of its name in .*images"):
+        partners([Path("x/q.npy"), Path("x/r.npy")], images)
+    assert [p.name for p in partners([Path("x/b_probabilities.npz")], images, "_probabilities")] == ["b.jpg"]
+
+
+def test_lists_of_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("\u00e4\nb\n", encoding="utf-8-sig")  # as Windows' editor writes it
+    assert read_names(path) == ["\u00e4", "b"]
+    for encoding in ("latin-1", "utf-16"):
+        path.write_text("\u00e4\nb\n", encoding=encoding)
+        with pytest.raises(DataError, match=r"`image_list` .*list.txt is no text in UTF-8"):
+            read_names(path)
+
+
+def test_a_folder_is_no_image(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a",))
+    (images / "b.png").mkdir()
+    assert [pair.name for pair in pair_by_stem(images, labels)] == ["a"]
