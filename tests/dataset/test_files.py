@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+import threading
+import time
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,18 +73,43 @@ def test_exif_orientation_of_labels(tmp_path: Path, suffix: str) -> None:
     assert read_label(tmp_path / f"a.{suffix}").tolist() == [[5, 4, 3], [2, 1, 0]]
 
 
+def exif_data(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data of tag, type, count and the four bytes of each entry."""
+    body = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + b"\0\0\0\0"
+
+
+SIDEWAYS = (0x0112, 3, 1, b"\6\0\0\0")
+
+
+ODD = [  # which Pillow reads, and cannot write again: four errors of four kinds
+    (0x0100, 1, 1, b"\x08\0\0\0"),
+    (0x010E, 5, 1, b"\x08\0\0\0"),
+    (0x011A, 1, 1, b"\x08\0\0\0"),
+    (0x011A, 11, 1, b"\xff\xff\xff\xff"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_exif_data_do_not_keep_an_image_from_its_turn(
+    tmp_path: Path, suffix: str, odd: tuple[int, int, int, bytes]
+) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / f"a.{suffix}", exif=exif_data(*sorted([odd, SIDEWAYS])))
+    assert read_image(tmp_path / f"a.{suffix}").size == (6, 8)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
 def test_no_damage_gets_past_unnamed(tmp_path: Path, suffix: str) -> None:
     """A file cut or scribbled in anywhere is read, or refused by name; nothing else happens."""
     rng = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[0x0112] = 6
     image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
-    image.save(tmp_path / f"a.{suffix}", **({} if suffix == "bmp" else {"exif": exif}))
-    data = (tmp_path / f"a.{suffix}").read_bytes()
     path = tmp_path / f"b.{suffix}"
     refusals = []
-    for _ in range(120):
+    for turn in range(240):
+        entries = [SIDEWAYS, ODD[turn % 4]] if turn % 2 and suffix != "tif" else [SIDEWAYS]
+        image.save(path, **({} if suffix == "bmp" else {"exif": exif_data(*sorted(entries))}))
+        data = path.read_bytes()
         damaged = bytearray(data[: rng.integers(1, len(data))] if rng.random() < 0.5 else data)
         for place in rng.integers(0, len(damaged), 4):
             damaged[place] = rng.integers(256)
@@ -93,17 +124,67 @@ def test_no_damage_gets_past_unnamed(tmp_path: Path, suffix: str) -> None:
     assert all(str(path) in refusal for refusal in refusals)
 
 
-def test_images_larger_than_pillow_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (40, 30), 2).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert read_label(tmp_path / "a.png").shape == (30, 40)
-    assert read_image(tmp_path / "a.png").size == (40, 30)
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_images_larger_than_pillow_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    Image.new("L", (40, 30), 2).save(tmp_path / name)
+    for pillows in (100, 700):  # which it refuses, and reads with a warning
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+        assert read_label(tmp_path / name).shape == (30, 40)
+        assert read_image(tmp_path / name).size == (40, 30)
     monkeypatch.setattr(files, "MOST_PIXELS", 1000)
-    with pytest.raises(DataError, match=r"label .*a.png is broken, or larger than 0 megapixels. Replace it, or cut it"):
-        read_label(tmp_path / "a.png")
+    with pytest.raises(DataError, match=rf"label .*{name} is broken, or larger than 0 megapixels. Replace it, or cut"):
+        read_label(tmp_path / name)
     monkeypatch.setattr(files, "MOST_PIXELS", 1300)  # which Pillow reads with a warning
-    read_label(tmp_path / "a.png")
-    assert Image.MAX_IMAGE_PIXELS == 100
+    read_label(tmp_path / name)
+    assert Image.MAX_IMAGE_PIXELS == 700
+
+
+def test_threads_leave_pillows_limit_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that overlap the second would find the first one's limit, and leave that for good."""
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    limit, opened, both = Image.MAX_IMAGE_PIXELS, Image.open, threading.Barrier(2)
+
+    def slow(*args: Any) -> Image.Image:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        time.sleep(0.05 * (threading.current_thread().name == "second"))
+        return opened(*args)
+
+    monkeypatch.setattr(Image, "open", slow)
+    threads = [threading.Thread(target=read_label, args=[tmp_path / "a.png"], name=n) for n in ("first", "second")]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "Permission denied. Give yourself the right to read it."),
+        (errno.EMFILE, r"Too many open files. Raise the limit \(`ulimit -n`\) or lower the number of workers."),
+        (errno.EIO, "Input/output error. Look after the disk or the network that it lies on, and try again."),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(DataError, match=f"image .*a.png could not be read: {said}"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"image .*a.png is a link to .*gone.png, which does not exist. Mend or remove"):
+        read_image(tmp_path / "a.png")
 
 
 def test_labels_from_palette_and_grey(tmp_path: Path) -> None:
@@ -175,8 +256,10 @@ def test_check_label() -> None:
     check_label(Path("a.png"), label, (2, 2), 8)
     with pytest.raises(DataError, match=r"label a.png holds the value 7, but classes go from 0 to 6, and 255 is void"):
         check_label(Path("a.png"), label, (2, 2), 7)
-    with pytest.raises(DataError, match=r"label a.png is 2 x 2 pixels, its image 4 x 3"):
+    with pytest.raises(DataError, match=r"label a.png is 2 x 2 pixels, its image 4 x 3. Both must have the same size"):
         check_label(Path("a.png"), label, (3, 4), None)
+    with pytest.raises(DataError, match=r"3 x 4 pixels, its image 4 x 3. If the image's EXIF data turn it on its side"):
+        check_label(Path("a.png"), np.zeros((4, 3), np.uint8), (3, 4), None)
 
 
 def test_labels_from_colours_errors() -> None:
@@ -217,8 +300,9 @@ def test_labels_that_are_stored_in_reverse(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(tmp_path / "right.tif"), [[0, 1, 2, 3]])
     write_grey_tiff(tmp_path / "few.tif", 4, white_is_zero=True, fill_order=1, row=b"\x01\x23")
     write_grey_tiff(tmp_path / "byte.tif", 8, white_is_zero=True, fill_order=1, row=b"\0\x01\x02\x03")
-    for name in ("few", "byte"):
-        with pytest.raises(DataError, match=rf"label .*{name}.tif stores its values reversed \(L;.*\)"):
+    write_grey_tiff(tmp_path / "bit.tif", 1, white_is_zero=True, fill_order=1, row=b"\x50")
+    for name in ("few", "byte", "bit"):
+        with pytest.raises(DataError, match=rf"label .*{name}.tif stores its values reversed \([L1];.*\)"):
             read_label(tmp_path / f"{name}.tif")
 
 
@@ -226,6 +310,25 @@ def test_labels_that_are_stored_in_reverse(tmp_path: Path) -> None:
 def test_labels_whose_bits_run_the_other_way(tmp_path: Path, bits: int, row: bytes) -> None:
     write_grey_tiff(tmp_path / "a.tif", bits, white_is_zero=False, fill_order=2, row=row)
     np.testing.assert_array_equal(read_label(tmp_path / "a.tif"), [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize(("bits", "row"), [(1, b"\x50"), (1, b"\xa0")])
+def test_labels_of_one_bit_in_a_tiff(tmp_path: Path, bits: int, row: bytes) -> None:
+    write_grey_tiff(tmp_path / "a.tif", bits, white_is_zero=False, fill_order=1, row=row)
+    np.testing.assert_array_equal(read_label(tmp_path / "a.tif")[0], [row[0] >> place & 1 for place in (7, 6, 5, 4)])
+
+
+def test_a_jpeg_by_another_name(tmp_path: Path) -> None:
+    """What a file is decides, not what it is called: the indices of both are altered."""
+    label = Image.fromarray(np.random.default_rng(0).integers(0, 5, (40, 40), np.uint8))
+    label.save(tmp_path / "a.png", format="JPEG")
+    label.save(tmp_path / "a.tif", compression="jpeg")
+    label.save(tmp_path / "a.jpg", format="PNG")
+    with pytest.raises(DataError, match=r"label .*a.png is a JPEG, which blurs class indices. Make it again as PNG"):
+        read_label(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"label .*a.tif is compressed as JPEG, which blurs class indices. Make it"):
+        read_label(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_label(tmp_path / "a.jpg"), np.asarray(label))
 
 
 def test_a_webp_holds_no_indices(tmp_path: Path) -> None:
