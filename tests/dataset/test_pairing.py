@@ -96,3 +96,37 @@ def test_a_folder_is_no_image(make_pairs: Maker) -> None:
     images, labels = make_pairs(("a",))
     (images / "b.png").mkdir()
     assert [pair.name for pair in pair_by_stem(images, labels)] == ["a"]
+
+
+def test_links_that_lead_nowhere_are_named_at_the_start(make_pairs: Maker, tmp_path: Path) -> None:
+    images, labels = make_pairs(("a", "b"))
+    (labels / "a.png").unlink()
+    (labels / "a.png").symlink_to(tmp_path / "gone.png")
+    (images / "c.png").symlink_to(tmp_path / "nowhere.png")
+    pairs, faults = match_by_stem(images, labels)
+    assert [pair.name for pair in pairs] == ["b"]
+    assert len(faults) == 2
+    assert "c.png has no label" in faults[0]
+    with pytest.raises(DataError, match=r"label .*a.png is a link to .*gone.png, which does not exist. Mend or remove"):
+        pair_by_stem(images, labels, ["a"])
+
+
+def test_one_folder_for_both(make_pairs: Maker, tmp_path: Path) -> None:
+    images, _ = make_pairs()
+    (tmp_path / "same").symlink_to(images)
+    for folder in (images, tmp_path / "same"):
+        with pytest.raises(DataError, match=r"images and labels lie in one folder, .*Move the labels to a folder of"):
+            pair_by_stem(images, folder)
+
+
+def test_accented_names_of_a_mac(make_pairs: Maker) -> None:
+    """It has written letter and accent apart, as other systems do not."""
+    images, labels = make_pairs(("m\u00fcll", "x"))
+    (labels / "m\u00fcll.png").rename(labels / "mu\u0308ll.png")
+    for names in (None, ["mu\u0308ll", "x"], ["m\u00fcll", "x"]):
+        assert [pair.name for pair in pair_by_stem(images, labels, names)] == ["m\u00fcll", "x"]
+    assert [path.name for path in partners([Path("mu\u0308ll.npy")], images)] == ["m\u00fcll.jpg"]
+    (images / "m\u00fcll.jpg").rename(images / "mu\u0308ll.jpg")
+    (images / "m\u00fcll.png").symlink_to(images / "x.jpg")
+    with pytest.raises(DataError, match="share the name"):
+        pair_by_stem(images, labels)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from piecewise_training.dataset.files import SUFFIXES, DataError, and_more
+from piecewise_training.dataset.files import SUFFIXES, DataError, and_more, broken_link, is_broken_link
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ def pair_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None =
     """Pairs images with labels by file name without suffix, in the order of `names`, or sorted.
 
     Raises:
-        DataError: a folder is missing or empty, two files share a stem, a partner or a listed name is missing.
+        DataError: a folder is missing or empty, both are one, two files share a stem, a partner or a listed name is
+            missing, or a link leads nowhere.
     """
     pairs, faults = match_by_stem(image_dir, label_dir, names)
     if faults:
@@ -32,22 +34,30 @@ def pair_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None =
 
 
 def match_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> tuple[list[Pair], list[str]]:
-    """The pairs of two folders, and a sentence for each file or listed name that lacks a partner.
+    """The pairs of two folders, and a sentence for each file or listed name that lacks a partner or leads nowhere.
 
     Raises:
-        DataError: a folder is missing or empty, or two files share a stem.
+        DataError: a folder is missing or empty, both are one, or two files share a stem.
     """
+    if image_dir.is_dir() and image_dir.resolve() == label_dir.resolve():
+        raise DataError(
+            f"images and labels lie in one folder, {image_dir}, where they have to share their names. Move the labels "
+            "to a folder of their own."
+        )
     images, labels = _by_stem(image_dir, "image_dir"), _by_stem(label_dir, "label_dir")
     if names is None:
         names = sorted(images.keys() & labels.keys())
         faults = [f"image {images[name]} has no label of its name in {label_dir}." for name in images.keys() - labels]
         faults += [f"label {labels[name]} has no image of its name in {image_dir}." for name in labels.keys() - images]
     else:
-        names = list(names)
+        names = [_composed(name) for name in names]
         faults = [f"{name!r} is listed, but {image_dir} has no such image." for name in names if name not in images]
         faults += [f"{name!r} is listed, but {label_dir} has no such label." for name in names if name not in labels]
     pairs = [Pair(name, images[name], labels[name]) for name in names if name in images and name in labels]
-    return pairs, sorted(faults)
+    broken = {path: broken_link(path, "image") for path in (pair.image for pair in pairs) if is_broken_link(path)}
+    broken |= {path: broken_link(path, "label") for path in (pair.label for pair in pairs) if is_broken_link(path)}
+    sound = [pair for pair in pairs if pair.image not in broken and pair.label not in broken]
+    return sound, sorted([*faults, *broken.values()])
 
 
 def partners(paths: Iterable[Path], folder: Path, ending: str = "") -> list[Path]:
@@ -77,7 +87,8 @@ def partners_if_any(paths: Iterable[Path], folder: Path, ending: str, called: st
         DataError: the folder is missing or empty.
     """
     known = _by_stem(folder, called)
-    return [known.get(path.stem) or known.get(path.stem.removesuffix(ending)) for path in paths]
+    stems = [_composed(path.stem) for path in paths]
+    return [known.get(stem) or known.get(stem.removesuffix(ending)) for stem in stems]
 
 
 def read_names(image_list: str | Path | Sequence[str], called: str = "image_list") -> list[str]:
@@ -111,11 +122,14 @@ def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
         raise DataError(f"`{argument}` {folder} is no folder.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in found:
-            raise DataError(f"{found[path.stem]} and {path.name} share the name {path.stem!r}. Remove one of them.")
-        found[path.stem] = path
+        if not path.is_file() and not is_broken_link(path):  # whose target is missed rather than the file itself
+            continue
+        name = _composed(path.stem)
+        if name in found:
+            raise DataError(f"{found[name]} and {path.name} share the name {name!r}. Remove one of them.")
+        found[name] = path
     if not found:
         raise DataError(f"`{argument}` {folder} holds no image ({', '.join(s[1:] for s in SUFFIXES)}).")
     return found
@@ -123,3 +137,8 @@ def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
 
 def _without_suffix(name: str) -> str:
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+
+
+def _composed(name: str) -> str:
+    """A name with each accented letter as one character; macOS has written letter and accent apart."""
+    return unicodedata.normalize("NFC", name)
