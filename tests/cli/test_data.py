@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,9 +48,8 @@ def test_voc_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
     write_image(folder / "JPEGImages" / "unlisted.jpg")
     assert main(["data", "check", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "train" in out
-    assert "val" in out
+    rows = [line.replace("\u2502", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows if row[:1] in (["train"], ["val"])] == [["train", "2"], ["val", "1"]]
     (folder / "SegmentationClass" / "c.png").unlink()
     assert main(["data", "check", str(tmp_path)]) == 1
     assert "'c' is listed, but" in capsys.readouterr().out
@@ -61,7 +61,49 @@ def test_cityscapes_and_segnet_layouts(tmp_path: Path, capsys: pytest.CaptureFix
     write_image(tmp_path / "cv" / "train" / "x.png")
     write_label(tmp_path / "cv" / "trainannot" / "x.png", 11)
     assert main(["data", "check", str(tmp_path / "cs"), str(tmp_path / "cv")]) == 0
-    assert "13" in capsys.readouterr().out
+    rows = [line.replace("\u2502", " ").split() for line in capsys.readouterr().out.splitlines()]
+    summaries = [row for row in rows if row[:1] == ["train"]]
+    assert [row[5] for row in summaries] == ["13", "-"]  # a car's label id by its train id, and void
+    assert [row[6] for row in summaries] == ["0.00", "100.00"]
+    assert ["13", "100.000"] in rows
+
+
+def test_classes_that_never_occur(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    images, _ = make_pairs()
+    assert main(["data", "check", str(images.parent), "--num_classes", "6"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.replace("\u2502", " ").split() for line in out.splitlines()]
+    assert [row for row in rows if row[:1] in (["3"], ["4"], ["5"])] == [[k, "0.000"] for k in "345"]
+    assert "warning: no pixel of split 'all' is of class 3-5" in out
+    assert main(["data", "check", str(images.parent), "--num_classes", "3"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_masks_of_0_and_255(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = make_pairs(("a", "b"))
+    for name in "ab":
+        Image.fromarray(np.tile(np.array([0, 255], np.uint8), (30, 20))).save(labels / f"{name}.png")
+    assert main(["data", "check", str(images.parent), "--num_classes", "2"]) == 1
+    out = capsys.readouterr().out
+    assert "fault: the labels of split 'all' hold 0 and 255 only, and 255 is void, which counts nowhere" in out
+    assert "If 255 stands for the object, write 1 in its place." in out
+    Image.fromarray(np.ones((30, 40), np.uint8)).save(labels / "b.png")
+    assert main(["data", "check", str(images.parent), "--num_classes", "2"]) == 0
+
+
+def test_palettes_and_turned_images_are_remarked_on(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels = make_pairs(("a", "b"))
+    for name, red in (("a", 200), ("b", 100)):
+        palette = Image.fromarray(np.ones((30, 40), np.uint8))
+        palette.putpalette([0, 0, 0, red, 0, 0])
+        palette.save(labels / f"{name}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 40)).save(images / "a.jpg", exif=exif)
+    assert main(["data", "check", str(images.parent)]) == 0
+    out = capsys.readouterr().out
+    assert f"warning: the palette of label {labels / 'b.png'} is another: index 1 is (100, 0, 0) there" in out
+    assert f"whose labels are not: 1 ({images / 'a.jpg'}); of other sizes than these then: 0." in out
 
 
 def test_every_fault_of_cityscapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

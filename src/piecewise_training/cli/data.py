@@ -17,7 +17,7 @@ def check(folders: list[str], num_classes: int | None = None) -> int:
     """
     from rich.console import Console
 
-    from piecewise_training.cli.surveys import print_frequencies, print_summary
+    from piecewise_training.cli.surveys import print_frequencies, print_remarks, print_summary
     from piecewise_training.dataset.files import DataError
     from piecewise_training.dataset.survey import find_parts, survey
 
@@ -33,6 +33,7 @@ def check(folders: list[str], num_classes: int | None = None) -> int:
         faults += [fault for found in surveys for fault in found.faults]
         print_summary(console, folder, surveys)
         print_frequencies(console, surveys)
+        print_remarks(console, surveys)
         if num_classes is None and any(part.num_classes is None for part in parts):
             console.print("label values were not checked against a number of classes: give --num_classes")
     for fault in faults:

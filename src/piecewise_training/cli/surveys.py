@@ -29,13 +29,21 @@ def print_summary(console: Console, folder: str, surveys: Sequence[Survey]) -> N
 
 
 def print_frequencies(console: Console, surveys: Sequence[Survey]) -> None:
-    """Prints the share of each class in each split."""
-    classes = sorted({k for found in surveys for k in found.classes})
+    """Prints the share of each class in each split, also of those that should be there and never occur."""
+    classes = sorted({k for found in surveys for k in (*found.classes, *found.absent)})
     table = Table("class", *(f"{found.name}, %" for found in surveys))
     for k in classes:
         table.add_row(str(k), *(f"{100 * found.frequency(k):.3f}" for found in surveys))
     if classes:
         console.print(table)
+
+
+def print_remarks(console: Console, surveys: Sequence[Survey]) -> None:
+    """Prints which classes never occur, and what else may be wrong."""
+    for found in surveys:
+        never = [f"no pixel of split {found.name!r} is of class {_ranges(found.absent)}"] if found.absent else []
+        for remark in (*never, *found.remarks):
+            console.print(f"warning: {remark}", style="bold yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _ranges(numbers: list[int]) -> str:

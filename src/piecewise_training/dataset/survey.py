@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from piecewise_training.dataset import camvid, cityscapes, voc
-from piecewise_training.dataset.files import VOID, DataError, check_label, read_image, read_label
+from piecewise_training.dataset.files import VOID, DataError, check_label, decode, indices, rgb
 from piecewise_training.dataset.pairing import Pair, match_by_stem, read_names
+from piecewise_training.dataset.remarks import Palettes, Turns
 
 FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
 
@@ -46,6 +47,8 @@ class Survey:
         sizes: how many images have each (height, width).
         pixels: number of label pixels of each value, 256 of them.
         faults: a sentence that names the file, for each fault.
+        remarks: a sentence for each thing that may be wrong.
+        num_classes: how many classes there should be, if that is known.
     """
 
     name: str
@@ -53,11 +56,18 @@ class Survey:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     faults: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    num_classes: int | None = None
 
     @property
     def classes(self) -> list[int]:
         """The class indices that occur."""
         return [int(k) for k in np.flatnonzero(self.pixels) if k != VOID]
+
+    @property
+    def absent(self) -> list[int]:
+        """The class indices below the number of classes that do not occur; none where there is no label at all."""
+        return [k for k in range(self.num_classes or 0) if not self.pixels[k]] if self.pixels.any() else []
 
     def frequency(self, k: int) -> float:
         """Share of class k among the pixels that are not void."""
@@ -100,19 +110,29 @@ def find_parts(root: Path) -> list[Part]:
 
 def survey(part: Part, num_classes: int | None = None) -> Survey:
     """Opens every pair of a part, and counts classes, sizes and faults."""
-    found = Survey(part.name, len(part.pairs), faults=list(part.faults))
     classes = num_classes if num_classes is not None else part.num_classes
+    found = Survey(part.name, len(part.pairs), faults=list(part.faults), num_classes=classes)
+    palettes, turns = Palettes(), Turns()
     for pair in part.pairs:
         try:
-            image = read_image(pair.image)
-            label = read_label(pair.label)
+            image, stored = decode(pair.image, "image"), decode(pair.label, "label")
+            size = rgb(image).size[::-1]
+            label = indices(stored)
+            palettes.add(stored, label)
+            turns.add(image, stored)
             if part.label_map is not None:
                 label = part.label_map[label]
-            found.sizes[image.height, image.width] += 1
+            found.sizes[size] += 1
             found.pixels += np.bincount(label.ravel(), minlength=256)
-            check_label(pair.label, label, (image.height, image.width), classes)
+            check_label(pair.label, label, size, classes)
         except DataError as error:
             found.faults.append(str(error))
+    if classes == 2 and np.flatnonzero(found.pixels).tolist() == [0, VOID]:
+        found.faults.append(
+            f"the labels of split {part.name!r} hold 0 and {VOID} only, and {VOID} is void, which counts nowhere: no "
+            f"pixel is of class 1. If {VOID} stands for the object, write 1 in its place."
+        )
+    found.remarks += [*palettes.remarks(), *turns.remarks()]
     return found
 
 
