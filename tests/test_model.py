@@ -107,7 +107,7 @@ def test_options_reach_the_crf() -> None:
 
 def test_saves_and_loads_itself(tmp_path: Path) -> None:
     model = PiecewiseTrainedModel(
-        4, 3, unary="mobilenetv3_small_050", pretrained=False, output_stride=32, classes=Classes.named("abcd")
+        4, 3, unary="mobilenetv3_small_050", pretrained=False, output_stride=32, classes=Classes.named([*"abcd"])
     ).eval()
     assert model.crf is not None
     nn.init.uniform_(model.crf.pos_compatibility)

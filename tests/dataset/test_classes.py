@@ -27,6 +27,17 @@ def test_bad_classes() -> None:
         Classes(("a", "b"), ((0, 0, 0),))
 
 
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="`names` must each be another; got 'sky' 2 times"):
+        Classes.named(["sky", "sea", "sky"])
+    for empty in ("", "  "):
+        with pytest.raises(ValueError, match=r"`names` must be words; got \('sky', ' *'\)"):
+            Classes.named(["sky", empty])
+    for make in (Classes.named, lambda names: Classes(names, ((0, 0, 0),) * 3)):
+        with pytest.raises(ValueError, match="`names` must be several names, as a list; got 'sky' alone"):
+            make("sky")
+
+
 def test_colours_are_bytes() -> None:
     for wrong in ((0, 0, 256), (-1, 0, 0)):
         with pytest.raises(ValueError, match="`colours` must be red, green and blue from 0 to 255; got"):

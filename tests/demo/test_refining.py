@@ -16,7 +16,7 @@ from piecewise_training.dataset import Classes
 from piecewise_training.demo import refining
 from piecewise_training.model import PiecewiseTrainedModel
 
-CLASSES = Classes.named("abc")
+CLASSES = Classes.named([*"abc"])
 
 
 def test_reads_upright_and_not_too_large(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ class Classes:
     """The names of the classes, in the order of their indices, and the colour of each.
 
     Raises:
-        ValueError: there are fewer than two classes or more than 255, not as many colours as names, or a colour goes
-            beyond 0 to 255.
+        ValueError: there are fewer than two classes or more than 255, not as many colours as names, a name is empty or
+            stands there twice, or a colour goes beyond 0 to 255.
 
     Example:
         >>> Classes.numbered(3).names
@@ -26,8 +27,15 @@ class Classes:
     colours: tuple[Colour, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str):  # which would be a class a letter
+            raise ValueError(f"`names` must be several names, as a list; got {self.names!r} alone.")
         if not 2 <= len(self.names) <= 255:
             raise ValueError(f"there must be 2 to 255 classes; got {len(self.names)}.")
+        name, count = Counter(self.names).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"`names` must each be another; got {name!r} {count} times.")
+        if not all(isinstance(name, str) and name.strip() for name in self.names):
+            raise ValueError(f"`names` must be words; got {self.names}.")
         if len(self.colours) != len(self.names):
             raise ValueError(f"{len(self.names)} classes need as many colours; got {len(self.colours)}.")
         plain = tuple((int(red), int(green), int(blue)) for red, green, blue in self.colours)
@@ -42,7 +50,8 @@ class Classes:
     @classmethod
     def named(cls, names: Sequence[str]) -> Classes:
         """Classes with names of one's own, in PASCAL VOC's colours."""
-        return cls(tuple(names), voc_colours(len(names)))
+        whole: Any = names if isinstance(names, str) else tuple(names)  # a bare string is refused, not spelt
+        return cls(whole, voc_colours(len(names)))
 
     @classmethod
     def stored(cls, values: Mapping[str, Any]) -> Classes:
