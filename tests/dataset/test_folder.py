@@ -38,6 +38,16 @@ def test_normalised_as_imagenet(make_pairs: Maker) -> None:
     assert image[0, 0, 0].item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_labels_without_their_images(make_pairs: Maker) -> None:
+    images, labels = make_pairs()
+    dataset = SegmentationDataset(images, labels, (17, 23), num_classes=3)
+    for index in range(3):
+        np.testing.assert_array_equal(dataset.read_label(index), dataset.read(index)[1])
+    mapped = SegmentationDataset.from_pairs(dataset.pairs, label_map=np.full(256, 9, np.uint8), num_classes=3)
+    with pytest.raises(DataError, match=r"label .*a.png holds the value 9, but classes go from 0 to 2"):
+        mapped.read_label(0)
+
+
 def test_labels_are_resized_by_nearest_only(make_pairs: Maker) -> None:
     images, labels = make_pairs()
     Image.fromarray(np.where(np.indices((30, 40)).sum(0) % 2, 255, 2).astype(np.uint8)).save(labels / "a.png")

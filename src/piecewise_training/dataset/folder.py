@@ -153,15 +153,21 @@ class SegmentationDataset(Dataset[Item]):
         image, mask = self._resized(index)
         return image.permute(1, 2, 0).contiguous().numpy(), mask.numpy()
 
+    def read_label(self, index: int) -> np.ndarray:
+        """The label (H, W) uint8 of `read`, without decoding the image, against whose size it is not checked."""
+        path, label = self.pairs[index].label, self._indices(index)
+        check_label(path, label, label.shape, self.num_classes)
+        return self._sized(tv_tensors.Mask(torch.from_numpy(label))).numpy()
+
     def _resized(self, index: int) -> tuple[Any, Any]:
-        pair = self.pairs[index]
-        pixels = np.array(read_image(pair.image))
-        label = read_label(pair.label)
-        if self.label_map is not None:
-            label = self.label_map[label]
-        check_label(pair.label, label, pixels.shape[:2], self.num_classes)
-        image: Any = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
-        mask: Any = tv_tensors.Mask(torch.from_numpy(np.array(label)))
-        if self.image_size is not None:
-            image, mask = resize(image, self.image_size), resize(mask, self.image_size)
-        return image, mask
+        pixels, label = np.array(read_image(self.pairs[index].image)), self._indices(index)
+        check_label(self.pairs[index].label, label, pixels.shape[:2], self.num_classes)
+        image = self._sized(tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)))
+        return image, self._sized(tv_tensors.Mask(torch.from_numpy(label)))
+
+    def _indices(self, index: int) -> np.ndarray:
+        label = read_label(self.pairs[index].label)
+        return np.array(label) if self.label_map is None else self.label_map[label]
+
+    def _sized(self, value: Any) -> Any:
+        return value if self.image_size is None else resize(value, self.image_size)

@@ -95,6 +95,10 @@ class SyntheticDataset(Dataset[Item]):
         image, label = self._drawn[index]
         return image.copy(), label.copy()
 
+    def read_label(self, index: int) -> np.ndarray:
+        """The scene's labels (H, W) uint8."""
+        return self.read(index)[1]
+
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws one scene: (H, W, 3) uint8 and its labels (H, W) uint8."""

@@ -31,6 +31,6 @@ def count_classes(labels: Iterable[Int[Tensor, "b h w"]], num_classes: int) -> t
 
 
 def labels_on_disk(dataset: Any) -> Iterator[Tensor]:
-    """The labels of a data set of ours before augmentation, (1, H, W) each."""
+    """The labels of a data set of ours before augmentation, (1, H, W) each; the images are not decoded."""
     for index in range(len(dataset)):
-        yield torch.from_numpy(dataset.read(index)[1])[None]
+        yield torch.from_numpy(dataset.read_label(index))[None]

@@ -359,7 +359,8 @@ class PiecewiseTrainer:
         dataset = train_loader.dataset
         files = getattr(dataset, "pairs", dataset)  # which copies of a set share: the stages read it in several ways
         if self.config.class_weights != "none" and self._counted is not files:
-            labels = labels_on_disk(dataset) if hasattr(dataset, "read") else (target for _, target in train_loader)
+            ours = hasattr(dataset, "read_label")
+            labels = labels_on_disk(dataset) if ours else (target for _, target in train_loader)
             counts = count_classes(labels, self.model.num_classes)
             self._weight, self._counted = class_weights(*counts, self.config.class_weights), files
         return self._weight
