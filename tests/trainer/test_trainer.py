@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from piecewise_training.config import OptimConfig, TrainConfig
-from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.dataset import Classes, SyntheticDataset
 from piecewise_training.dataset.transforms import augmentation
 from piecewise_training.inference import evaluate
 from piecewise_training.losses import class_weights
@@ -96,6 +96,18 @@ def test_three_stages_and_their_history() -> None:
         assert all(0 <= v <= 1 for v in values["val_miou"])
     assert history["stage1"]["train_loss"][-1] < history["stage1"]["train_loss"][0]
     assert history["stage3"]["lr"] == [pytest.approx(0.005)]
+
+
+def test_classes_that_are_not_judged_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = loader().dataset[:]  # type: ignore[index]
+    lacking = DataLoader(TensorDataset(images, labels.where(labels != 1, 255)), 4)
+    model = PiecewiseTrainedModel(3, 3, unary=Small(), classes=Classes.named(["sky", "sea", "land"]))
+    t = trainer(model)
+    t.train_piecewise(loader(), 2, 1, 0, val_loader=lacking)
+    assert caplog.text.count("the validation labels hold no pixel of sea: how well that is learned is not judged") == 1
+    caplog.clear()
+    trainer().train_unary(loader(), 1, loader())
+    assert "no pixel" not in caplog.text
 
 
 def test_stage_1_leaves_the_crf_alone() -> None:

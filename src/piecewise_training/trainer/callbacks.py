@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,10 @@ import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from torch import Tensor
 
+from piecewise_training.trainer.learner import Learner
 from piecewise_training.trainer.memory import peak_bytes, reset_peak
+
+logger = logging.getLogger(__name__)
 
 HISTORY = ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes")
 
@@ -44,6 +48,32 @@ class History(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint."""
         self.values |= state_dict["values"]
+
+
+class AbsentClasses(lightning.Callback):
+    """Says after the first validation, and then no more, which classes its labels never hold: they are not judged.
+
+    Args:
+        names: of the classes.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._told = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Looks at how many pixels of each class there were."""
+        assert isinstance(pl_module, Learner)
+        if self._told or pl_module.support is None:
+            return
+        self._told = True
+        absent = [name for name, count in zip(self._names, pl_module.support.tolist(), strict=True) if not count]
+        if absent and trainer.is_global_zero:
+            logger.warning(
+                "the validation labels hold no pixel of %s: how well that is learned is not judged, and mean IoU is "
+                "the mean of the other classes",
+                ", ".join(absent),
+            )
 
 
 class ProgressBar(RichProgressBar):

@@ -23,8 +23,12 @@ class Learner(lightning.LightningModule):
     Args:
         title: of what is trained, for messages.
         num_classes: K.
+
+    Attributes:
+        support: how many pixels of each class the last validation's labels held; None before the first.
     """
 
+    support: Tensor | None
     remedy = "Lower `learning_rate`."
 
     def __init__(self, title: str, num_classes: int) -> None:
@@ -32,6 +36,7 @@ class Learner(lightning.LightningModule):
         self.title = title
         self.metrics = SegmentationMetrics(num_classes)
         self.mean_loss = torchmetrics.MeanMetric()
+        self.support = None
         self._left_out = 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -70,6 +75,7 @@ class Learner(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the mean loss and what follows from the confusion matrix, of the images of all processes."""
         scores = self.metrics.compute()
+        self.support = scores.support
         self.log("val_loss", self.mean_loss.compute())
         for metric in (self.metrics, self.mean_loss):
             metric.reset()

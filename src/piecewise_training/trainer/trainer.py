@@ -25,7 +25,7 @@ from piecewise_training.losses import class_weights
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks.depthwise import spare_bfloat16
 from piecewise_training.trainer import stages
-from piecewise_training.trainer.callbacks import History, ProgressBar, checkpoints, mean_of_weights
+from piecewise_training.trainer.callbacks import AbsentClasses, History, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
@@ -111,6 +111,7 @@ class PiecewiseTrainer:
         self._weight: Tensor | None = None
         self._counted: Any = None  # what the weights of the classes were counted on
         self._judge = Judge(model, self.group.first)
+        self._absent = AbsentClasses(model.classes.names)
 
     @property
     def best_miou(self) -> float | None:
@@ -311,7 +312,7 @@ class PiecewiseTrainer:
 
     def _lightning(self, stage: Stage, folder: Path, history: History, validates: bool) -> lightning.Trainer:
         optim = self.config.optim
-        callbacks: list[Callback] = [history, *checkpoints(folder, validates)]
+        callbacks: list[Callback] = [history, self._absent, *checkpoints(folder, validates)]
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
         if self.config.ema:
