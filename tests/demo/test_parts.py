@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from piecewise_training.crf import DenseCRF
 from piecewise_training.dataset import Classes
 
 pytest.importorskip("gradio")
 
-from piecewise_training.demo import parts
+from piecewise_training.demo import parts, refining
 
 # How many signatures Numba has compiled or loaded after the page is built, and after a scene is refined.
 _COUNT = """
@@ -36,6 +38,19 @@ print(built > 0, count() - built)
 def test_numbers_of_a_slider() -> None:
     slider = parts.slider(1, 20, 10, 1, "iterations", "iterations")
     assert [slider.preprocess(number) for number in (None, 0, 3, 99)] == [10, 1, 3, 20]
+
+
+def test_sliders_that_nobody_moved_are_the_models_own_values() -> None:
+    """They show two decimals, which would be another CRF than the one that was learned."""
+    crf = DenseCRF(3, 5, 3.14159, 0.0071828, 41.41421, 13.37037, 2.71828)
+    with torch.no_grad():
+        crf.log_pos_xy_std.fill_(1.07)  # whose exponential has another logarithm
+    kernels, _ = parts.sliders(crf)
+    own = {name: float(value.detach()) for name, value in crf.kernel_parameters().items()}
+    assert {name: slider.preprocess(slider.value) for name, slider in kernels.items()} == own
+    assert all(slider.value == round(own[name], 2) for name, slider in kernels.items())
+    untouched = refining.adjusted(crf, own, 1.0, 5).state_dict()
+    assert all(torch.equal(value, untouched[name]) for name, value in crf.state_dict().items())
 
 
 def test_legend() -> None:

@@ -34,7 +34,7 @@ def sliders(crf: DenseCRF) -> tuple[dict[str, Any], list[Any]]:
         start = float(value.detach())
         label, lowest, highest, step = _range(name)
         bounds = min(lowest, start), max(highest, round(2 * start))
-        kernels[name] = slider(*bounds, round(start, 2), step, label, f"slider_{name}")
+        kernels[name] = slider(*bounds, start, step, label, f"slider_{name}")
     most = max(20, crf.num_iterations)
     others = [
         slider(0, 3, 1, 0.05, "compatibility, times", "compatibility"),
@@ -44,11 +44,15 @@ def sliders(crf: DenseCRF) -> tuple[dict[str, Any], list[Any]]:
 
 
 def slider(lowest: float, highest: float, start: float, step: float, label: str, name: str) -> Any:
-    """A slider whose number box may be emptied, which means `start`, or hold a number out of range, which is cut."""
-    made = gr.Slider(lowest, highest, start, step=step, label=label, elem_id=name)
+    """A slider that shows `start` to two decimals and means all of it until it is moved, or its number box emptied.
+
+    A number out of range is cut.
+    """
+    shown = round(start, 2)
+    made = gr.Slider(lowest, highest, shown, step=step, label=label, elem_id=name)
     # Gradio's own fails on such numbers, with a traceback in the terminal. A subclass would be the usual way, but
     # Gradio writes a .pyi file beside the source of each.
-    made.preprocess = lambda number: start if number is None else min(max(number, lowest), highest)
+    made.preprocess = lambda number: start if number in (None, shown) else min(max(number, lowest), highest)
     return made
 
 

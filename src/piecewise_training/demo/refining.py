@@ -145,13 +145,18 @@ def scene_of_labels(image: np.ndarray, labels: np.ndarray, num_classes: int, con
 
 
 def adjusted(crf: DenseCRF, values: Mapping[str, float], compatibility: float, iterations: int) -> DenseCRF:
-    """A copy of a CRF with other bandwidths and weights, costs of labels times a factor, and so many updates."""
+    """A copy of a CRF with other bandwidths and weights, costs of labels times a factor, and so many updates.
+
+    Values that are the CRF's own leave it as it is, to the last bit.
+    """
     other = copy.deepcopy(crf).cpu().eval()
     other.num_iterations = iterations
+    own = {name: float(value.detach()) for name, value in other.kernel_parameters().items()}
     with torch.no_grad():
         for name, value in values.items():
-            factor = compatibility if name.endswith("_w") else 1.0
-            getattr(other, f"log_{name}").copy_(torch.tensor(max(1e-6, value * factor)).log())
+            wanted = max(1e-6, value * (compatibility if name.endswith("_w") else 1.0))
+            if wanted != own[name]:
+                getattr(other, f"log_{name}").copy_(torch.tensor(wanted).log())
     return other
 
 
