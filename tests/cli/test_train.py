@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
 import signal
@@ -297,6 +298,78 @@ def test_a_run_is_found_and_judged_from_any_folder(
     moved = (tmp_path / "here" / "data").rename(tmp_path / "moved")
     assert main(["train", "--output", "../here/run", "--resume", "--data.root", str(moved)]) == 0
     assert f"data.root is {moved} now; the run began with {tmp_path / 'here' / 'data'}" in caplog.text
+
+
+def held_out_pixels(folder: Path) -> list[str]:
+    """How many pixels of each class the images have that were judged on."""
+    with (folder / "per_class_performance.csv").open() as file:
+        return [row["pixels"] for row in csv.DictReader(file)]
+
+
+def test_images_that_come_later_change_no_split(
+    make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    short = ["--training.stage1_epochs", "1", "--training.strategy", "independent", "--data.num_classes", "3"]
+    arguments = [*folder_arguments(make_pairs), *short]
+    run, data = tmp_path / "run", tmp_path / "data"
+    assert main([*arguments, "--output", str(run)]) == 0
+    split = json.loads((run / "split.json").read_text())
+    assert sorted(split["train"] + split["val"]) == list("abcdefgh")
+    assert len(split["val"]) == 2
+    for folder, suffix in (("images", "jpg"), ("labels", "png")):
+        shutil.copy(data / folder / f"a.{suffix}", data / folder / f"0.{suffix}")
+    judged = held_out_pixels(run)
+    own = ["evaluate", "--model", str(run), "--device", "cpu"]
+    same = ["--data.images", str(data / "images"), "--data.labels", str(data / "labels")]
+    for given in ([], same, ["--data.val_fraction", "0.2"]):
+        caplog.clear()
+        assert main([*own, *given, "--output", str(tmp_path / "own")]) == 0
+        assert caplog.messages == ["'0' came after the run had begun and is left out"]
+        assert held_out_pixels(tmp_path / "own") == judged
+    caplog.clear()
+    assert main([*own, "--data.val_fraction", "0.9", "--output", str(tmp_path / "own")]) == 0
+    assert f"have names of images that {run} was trained on" in caplog.text
+    shutil.rmtree(run / "checkpoints" / "stage2")
+    capsys.readouterr()
+    caplog.clear()
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert "6 training and 2 validation images" in capsys.readouterr().out
+    assert "'0' came after the run had begun and is left out" in caplog.text
+    assert held_out_pixels(run) == judged
+    (data / "images" / f"{split['val'][0]}.jpg").unlink()
+    (data / "labels" / f"{split['val'][0]}.png").unlink()
+    for command in ([*own, "--output", str(tmp_path / "own")], ["train", "--output", str(run), "--resume"]):
+        assert main(command) == 1
+        assert f"of the run's 2 validation images '{split['val'][0]}' is gone" in capsys.readouterr().err
+
+
+def test_images_that_a_network_was_trained_on_do_not_judge_it_unsaid(
+    make_pairs: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = ["--training.stage1_epochs", "1", "--training.strategy", "independent", "--data.num_classes", "3"]
+    arguments = [*folder_arguments(make_pairs), *short]
+    run = tmp_path / "run"
+    assert main([*arguments, "--output", str(run)]) == 0
+    begun = ["--model.start_from", str(run), "--training.stage1_epochs", "0", "--output", str(tmp_path / "other")]
+    known = f"have names of images that {run} was trained on"
+    caplog.clear()
+    assert main([*arguments, *begun]) == 0
+    assert known not in caplog.text
+    assert main([*arguments, *begun, "--overwrite", "--seed", "1"]) == 0
+    assert known in caplog.text
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    caplog.clear()
+    copied = ["--data.root", str(tmp_path / "copy"), "--output", str(tmp_path / "judged"), "--device", "cpu"]
+    assert main(["evaluate", "--model", str(run), *copied]) == 0
+    assert "6 of the 8 images to be judged on, such as " in caplog.text
+    assert known in caplog.text
+
+
+def test_somebodys_split_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "split.json").write_text("mine")
+    assert main(["train", *TINY, "--output", str(tmp_path)]) == 1
+    assert "holds split.json, but no run. Give a folder of its own" in capsys.readouterr().err
+    assert (tmp_path / "split.json").read_text() == "mine"
 
 
 def test_another_models_evaluation_is_not_replaced(

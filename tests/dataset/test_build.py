@@ -13,12 +13,14 @@ import torch
 from piecewise_training.config import DataConfig
 from piecewise_training.dataset import (
     DataError,
+    Split,
     build_datasets,
     crf_loader,
     joint_loader,
     normalise,
     train_loader,
     val_loader,
+    validation_set,
 )
 from tests.dataset.test_layouts import make_voc
 
@@ -38,6 +40,30 @@ def test_held_out_share_is_fixed_by_the_seed(make_pairs: Maker) -> None:
     assert not set(train.names) & set(val.names)
     assert build_datasets(config(folders), seed=1)[1].names == val.names
     assert {tuple(build_datasets(config(folders), seed=s)[1].names) for s in range(6)} != {tuple(val.names)}
+
+
+def test_a_split_that_was_drawn_before_is_kept(make_pairs: Maker) -> None:
+    """Drawn anew it would be another one with one image more, and judge on images of the training."""
+    folders = make_pairs(NAMES)
+    train, val = build_datasets(config(folders), seed=1)
+    split = Split(tuple(train.names), tuple(val.names))
+    for folder, suffix in zip(folders, ("jpg", "png"), strict=True):
+        (folder / f"a.{suffix}").with_stem("0").write_bytes((folder / f"a.{suffix}").read_bytes())
+    assert set(build_datasets(config(folders), seed=1)[1].names) & set(train.names)
+    later = build_datasets(config(folders), 1, split)
+    assert [part.names for part in later] == [train.names, val.names]
+    assert validation_set(config(folders), 1, split).names == val.names
+
+
+def test_images_of_training_need_not_be_there_to_judge(make_pairs: Maker, tmp_path: Path) -> None:
+    make_voc(tmp_path, {"val": ["b"]})
+    assert validation_set(DataConfig(name="voc2012_aug", root=str(tmp_path))).names == ["b"]
+    images, labels = (str(folder) for folder in make_pairs(("x", "y")))
+    apart = {"images": "nowhere", "labels": "nowhere", "val_images": images, "val_labels": labels}
+    assert validation_set(DataConfig(name="folder", num_classes=3, **apart)).names == ["x", "y"]
+    assert len(validation_set(DataConfig(val_scenes=3))) == 3
+    with pytest.raises(DataError, match="`image_dir` nowhere is no folder"):
+        build_datasets(DataConfig(name="folder", num_classes=3, **apart))
 
 
 def test_lists_and_own_validation_folders(make_pairs: Maker, tmp_path: Path) -> None:

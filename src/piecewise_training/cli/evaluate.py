@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
-from piecewise_training.cli.runs import CONFIG, run_config
+from piecewise_training.cli.runs import CONFIG, folder_of, run_config, warn_of_trained_images
 from piecewise_training.config import DataConfig, InferenceConfig
 
 _DATA = DataConfig()
@@ -54,7 +54,7 @@ def run(
     from rich.console import Console
 
     from piecewise_training.cli.results import print_summary, write_results
-    from piecewise_training.dataset import build_datasets, val_loader, void_is_border, whole_folder
+    from piecewise_training.dataset import Split, val_loader, validation_set, void_is_border, whole_folder
     from piecewise_training.inference import evaluate
     from piecewise_training.model import PiecewiseTrainedModel, model_file
     from piecewise_training.trainer import best_device
@@ -73,9 +73,12 @@ def run(
             f"{', '.join(network.classes.names)}. If the labels are the same classes, give data.num_classes instead."
         )
     held_out = data.val_images or data.val_list or data.val_fraction is not None
-    trained = run_config(_folder_of(model)).get("data", {})
-    foreign = data.name == "folder" and not held_out and not _is_own(data, trained)
-    val_set = whole_folder(data) if foreign else build_datasets(data, seed)[1]
+    earlier = run_config(folder_of(model))
+    foreign = data.name == "folder" and not held_out and not _is_own(data, earlier.get("data", {}))
+    split = Split.load(folder_of(model)) if _is_split_alike(data, seed, earlier) else None
+    val_set = whole_folder(data) if foreign else validation_set(data, seed, split)
+    if split is None:
+        warn_of_trained_images(folder_of(model), val_set.names)
     if val_set.num_classes != network.num_classes:
         raise ValueError(f"the model has {network.num_classes} classes, the data {val_set.num_classes}.")
     console = Console()
@@ -113,6 +116,22 @@ def _is_own(data: Any, trained: Mapping[str, Any]) -> bool:
     return bool(trained) and _images_of(vars(data)) == _images_of(trained)
 
 
+def _is_split_alike(data: DataConfig, seed: int, run: Mapping[str, Any]) -> bool:
+    """Whether what is held out is asked for as the model's run did, so that it is what the run held out."""
+    if not run or not _is_own(data, run["data"]):
+        return False
+    earlier = DataConfig(**{key: run["data"].get(key) for key in (*_HELD_OUT, "image_list")})
+    return _split_asked_for(data) == _split_asked_for(earlier) and seed == run["seed"]
+
+
+def _split_asked_for(data: DataConfig) -> tuple[Any, ...]:
+    from piecewise_training.dataset.build import VAL_FRACTION
+
+    files = (data.val_images, data.val_labels, data.val_list, data.image_list)
+    fraction = VAL_FRACTION if data.val_fraction is None else data.val_fraction
+    return fraction, *(None if file is None else Path(file).resolve() for file in files)
+
+
 def _images_of(data: Mapping[str, Any]) -> tuple[Any, Path | None]:
     """The kind of a data set and where its images lie, whichever way that is written."""
     root, images = data.get("root"), data.get("images")
@@ -120,10 +139,6 @@ def _images_of(data: Mapping[str, Any]) -> tuple[Any, Path | None]:
         images = Path(root) / "images"
     place = images or root
     return data.get("name"), Path(place).resolve() if place else None
-
-
-def _folder_of(model: str) -> Path:
-    return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
 def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
@@ -137,11 +152,11 @@ def with_data_of_run(parser: ArgumentParser, arguments: Sequence[str]) -> list[s
     given |= _data_options_of(parsed.config)
     named = bool(given & {"name", "data"})
     model = parsed.model
-    run = run_config(_folder_of(model))
+    run = run_config(folder_of(model))
     if not run:
         if named:
             return list(arguments)
-        parser.error(f"{_folder_of(model)} holds no {CONFIG} that names the data: give --data.name and the rest")
+        parser.error(f"{folder_of(model)} holds no {CONFIG} that names the data: give --data.name and the rest")
     trained = run["data"]
     seed = ["--seed", str(run["seed"])]  # which a seed in the arguments replaces
     if named:

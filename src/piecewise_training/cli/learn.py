@@ -77,7 +77,7 @@ def run(
     from piecewise_training.cli.scored import ScoredImages
     from piecewise_training.crf import DenseCRF
     from piecewise_training.dataset import Classes
-    from piecewise_training.dataset.build import held_out
+    from piecewise_training.dataset.split import held_out
     from piecewise_training.inference import evaluate_crf
     from piecewise_training.trainer import best_device, learn_crf
     from piecewise_training.trainer.given_scores import check_numbers

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
 
 from piecewise_training.cli.parsing import plain
-from piecewise_training.cli.runs import CONFIG, PATHS, run_config, with_whole_paths
+from piecewise_training.cli.runs import CONFIG, PATHS, folder_of, run_config, warn_of_trained_images, with_whole_paths
 from piecewise_training.config import DataConfig, ModelConfig, TrainConfig
 from piecewise_training.writing import atomic_write
 
@@ -98,8 +98,11 @@ def _run(
     from piecewise_training import processes
     from piecewise_training.cli import results as tables
     from piecewise_training.dataset import (
+        SPLIT_FILE,
+        Split,
         build_datasets,
         crf_loader,
+        draws_split,
         joint_loader,
         train_loader,
         val_loader,
@@ -111,12 +114,14 @@ def _run(
     seed: int = resolved["seed"]
     group = processes.current()
     console = Console(quiet=not group.first)
-    train_set, val_set = build_datasets(data, seed)
+    train_set, val_set = build_datasets(data, seed, Split.load(folder) if resume else None)
     assert train_set.classes is not None
     console.print(
         f"{len(train_set)} training and {len(val_set)} validation images of {len(train_set.classes)} classes",
         highlight=False,
     )
+    if model.start_from and group.first:
+        warn_of_trained_images(folder_of(model.start_from), val_set.names)
     network = tables.build_model(model, train_set.classes, seed)
     trainer = PiecewiseTrainer(
         network,
@@ -133,7 +138,9 @@ def _run(
     val_batches = val_loader(val_set, data)
     stages = plan(training, network.context is not None)
     if not resume and group.first:
-        _start_output(folder, resolved, tables.RUN_FILES)
+        _start_output(folder, resolved, (*tables.RUN_FILES, SPLIT_FILE))
+        if draws_split(data):
+            Split(tuple(train_set.names), tuple(val_set.names)).save(folder)
     results: dict[str, Any] = {}
     titles: dict[str, str] = {}
     start_values = tables.crf_values(network)
@@ -257,7 +264,10 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
                 f"`output` {folder} already holds a run. Pass --overwrite to replace it, --resume to go on with it, "
                 "or another --output."
             )
-    elif taken := [name for name in (CONFIG, *_FOLDERS) if (folder / name).exists()]:
+        return
+    from piecewise_training.dataset import SPLIT_FILE
+
+    if taken := [name for name in (CONFIG, SPLIT_FILE, *_FOLDERS) if (folder / name).exists()]:
         raise ValueError(f"`output` {folder} holds {' and '.join(taken)}, but no run. Give a folder of its own.")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from piecewise_training.dataset.classes import Classes
 from piecewise_training.dataset.files import DataError
 from piecewise_training.dataset.folder import SegmentationDataset
 from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
+from piecewise_training.dataset.split import Split, draw
 from piecewise_training.dataset.synthetic import SyntheticDataset
 from piecewise_training.dataset.transforms import augmentation
 from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset
@@ -27,21 +30,46 @@ from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset
 logger = logging.getLogger(__name__)
 
 AnyDataset = SegmentationDataset | SyntheticDataset
+Make = Callable[[], AnyDataset]
+Find = Callable[[], list[Pair]]
 
 _SYNTHETIC_SIZE = (96, 128)
-_VAL_FRACTION = 0.2
+VAL_FRACTION = 0.2
+"""The share of the images that is held out where `val_fraction` says nothing."""
 
 
-def build_datasets(config: DataConfig, seed: int = 0) -> tuple[AnyDataset, AnyDataset]:
+def build_datasets(config: DataConfig, seed: int = 0, split: Split | None = None) -> tuple[AnyDataset, AnyDataset]:
     """The training set, augmented, and the validation set, as they are.
 
+    Args:
+        config: what they are.
+        seed: of the drawn scenes and of the images that are held out.
+        split: which images a run has held out, where they are drawn; they are not drawn anew then.
+
     Raises:
-        DataError: something that the configuration names is missing or does not fit.
+        DataError: something that the configuration or the split names is missing or does not fit.
     """
     _refuse_unused(config)
-    train, val = _SOURCES[config.name](config, seed)
+    make_train, make_val = _SOURCES[config.name](config, seed, split)
+    train, val = make_train(), make_val()
     train.transform = augmentation(_crop(train, config), config.scale, config.flip, config.jitter)
     return train, val
+
+
+def validation_set(config: DataConfig, seed: int = 0, split: Split | None = None) -> AnyDataset:
+    """The second of `build_datasets` alone: images that are for training only need not be there.
+
+    Raises:
+        DataError: something that the configuration or the split names is missing or does not fit.
+    """
+    _refuse_unused(config)
+    val: AnyDataset = _SOURCES[config.name](config, seed, split)[1]()
+    return val
+
+
+def draws_split(config: DataConfig) -> bool:
+    """Whether training and validation images are drawn from one folder, so that they depend on what lies in it."""
+    return config.name == "folder" and not (config.val_images or config.val_list)
 
 
 def whole_folder(config: DataConfig) -> SegmentationDataset:
@@ -120,7 +148,7 @@ def _refuse_unused(config: DataConfig) -> None:
     """An option that another data set has means that the name was forgotten, and would lead to the wrong data."""
     mine = _OPTIONS.get(config.name, {"root"})
     others = {"root"}.union(*_OPTIONS.values()) - mine
-    neutral = {"val_fraction": (None, _VAL_FRACTION)}  # runs of before have the usual share, whatever their data
+    neutral = {"val_fraction": (None, VAL_FRACTION)}  # runs of before have the usual share, whatever their data
     given = [
         f.name
         for f in fields(config)
@@ -133,44 +161,56 @@ def _refuse_unused(config: DataConfig) -> None:
         )
 
 
-def _synthetic(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+def _synthetic(config: DataConfig, seed: int, split: Split | None) -> tuple[Make, Make]:
+    del split
     for name in ("train_scenes", "val_scenes"):
         if getattr(config, name) < 1:
             raise DataError(f"`data.{name}` must be at least 1; got {getattr(config, name)}.")
     size = config.image_size or _SYNTHETIC_SIZE
-    return SyntheticDataset(config.train_scenes, size, 2 * seed), SyntheticDataset(
-        config.val_scenes, size, 2 * seed + 1
+    return (
+        lambda: SyntheticDataset(config.train_scenes, size, 2 * seed),
+        lambda: SyntheticDataset(config.val_scenes, size, 2 * seed + 1),
     )
 
 
-def _folder(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
+def _folder(config: DataConfig, seed: int, split: Split | None) -> tuple[Make, Make]:
     classes = _folder_classes(config)
-    images, labels = _images_and_labels(config)
-    names = _listed_names(config)
+    folders = _images_and_labels(config)
+
+    def dataset(pairs: list[Pair]) -> SegmentationDataset:
+        return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
+
+    def train() -> AnyDataset:
+        pairs = training()
+        if not pairs:
+            raise DataError("no training image is left: every one is a validation image.")
+        return dataset(pairs)
+
+    training, validation = _parts(config, folders, seed, split)
+    return train, lambda: dataset(validation())
+
+
+def _parts(config: DataConfig, folders: tuple[Path, Path], seed: int, split: Split | None) -> tuple[Find, Find]:
+    """What finds the pairs of training and what finds those of validation, each of which is looked for only then."""
+    whole = cache(lambda: pair_by_stem(*folders, _listed_names(config)))
     if config.val_images and config.val_labels:
-        val_names = None if config.val_list is None else _read_once(config.val_list)
-        val = pair_by_stem(Path(config.val_images), Path(config.val_labels), val_names)
-        held_out = {pair.image.resolve() for pair in val}  # which may lie in the folder of the training images
-        train = [pair for pair in pair_by_stem(images, labels, names) if pair.image.resolve() not in held_out]
+        judged = Path(config.val_images), Path(config.val_labels)  # which may be the folders of training
     elif config.val_images or config.val_labels:
         raise DataError("`data.val_images` and `data.val_labels` must be given together.")
     elif config.val_list:
-        val = pair_by_stem(images, labels, _read_once(config.val_list))
-        chosen = {pair.name for pair in val}
-        train = [pair for pair in pair_by_stem(images, labels, names) if pair.name not in chosen]
+        judged = folders
+    elif split is not None:
+        return lambda: split.training(whole()), lambda: split.validation(whole())
     else:
-        train, val = _split(
-            pair_by_stem(images, labels, names),
-            _VAL_FRACTION if config.val_fraction is None else config.val_fraction,
-            seed,
-        )
-    if not train:
-        raise DataError("no training image is left: every one is a validation image.")
-    size = config.image_size
-    return (
-        SegmentationDataset.from_pairs(train, size, classes=classes),
-        SegmentationDataset.from_pairs(val, size, classes=classes),
-    )
+        fraction = VAL_FRACTION if config.val_fraction is None else config.val_fraction
+        drawn = cache(lambda: draw(whole(), fraction, seed))
+        return lambda: drawn()[0], lambda: drawn()[1]
+    named = cache(lambda: pair_by_stem(*judged, None if config.val_list is None else _read_once(config.val_list)))
+    return lambda: _without({pair.image.resolve() for pair in named()}, whole()), named
+
+
+def _without(images: set[Path], pairs: list[Pair]) -> list[Pair]:
+    return [pair for pair in pairs if pair.image.resolve() not in images]
 
 
 def _listed_names(config: DataConfig) -> list[str] | None:
@@ -207,25 +247,6 @@ def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
     return Path(config.root) / "images", Path(config.root) / "labels"
 
 
-def held_out(count: int, fraction: float, seed: int) -> list[int]:
-    """The places, in order, of the images that are drawn for validation: at least one, and not all."""
-    chosen = min(count - 1, max(1, round(fraction * count)))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return sorted(order[:chosen].tolist())
-
-
-def _split(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """A share of the images for validation, each once, and all entries of the others for training."""
-    if not 0 < fraction < 1:
-        raise DataError(f"`data.val_fraction` must be between 0 and 1; got {fraction}.")
-    once = list(dict.fromkeys(pairs))
-    if len(once) < 2:
-        raise DataError(f"{len(once)} pair cannot be split into training and validation; give data.val_images.")
-    val = [once[place] for place in held_out(len(once), fraction, seed)]
-    chosen = set(val)
-    return [pair for pair in pairs if pair not in chosen], val
-
-
 def _rooted(config: DataConfig) -> str:
     if config.root is None:
         raise DataError(f"`data.name` {config.name} needs data.root, the folder it lies in.")
@@ -233,10 +254,10 @@ def _rooted(config: DataConfig) -> str:
 
 
 def _named(build: Any, train_split: str = "train") -> Any:
-    def datasets(config: DataConfig, seed: int) -> tuple[AnyDataset, AnyDataset]:
-        del seed
+    def datasets(config: DataConfig, seed: int, split: Split | None) -> tuple[Make, Make]:
+        del seed, split
         root = _rooted(config)
-        return build(root, train_split, config.image_size), build(root, "val", config.image_size)
+        return partial(build, root, train_split, config.image_size), partial(build, root, "val", config.image_size)
 
     return datasets
 
