@@ -122,11 +122,12 @@ class BorderMetrics(torchmetrics.Metric):
     """Scores near the borders of a whole set: boundary IoU, and mean IoU in bands (trimaps) around the true borders.
 
     Boundary IoU (Cheng et al., CVPR 2021) compares, for each class, the pixels of its region that lie within a
-    distance of the region's edge. The trimap score (Kohli et al., IJCV 2009; Krähenbühl & Koltun, 2011) is mean IoU
-    over the pixels within some distance of a true border. Distance is the larger of the two axes'. The image's edge is
-    no border, and void pixels count nowhere. Whether void is a border depends on the data: in PASCAL VOC a strip of it
-    covers every border, and the trimaps of Chen et al. (ICLR 2015) are bands along it; elsewhere it is whatever was
-    left unlabelled.
+    distance of the region's edge. The trimap score is mean IoU over the pixels within some distance of a true border,
+    as Chen et al. have it (DeepLab, ICLR 2015); Kohli et al. (IJCV 2009) and Krähenbühl & Koltun (2011), who began with
+    such bands, count the misclassified pixels in them. Distance is the larger of the two axes'. Void pixels count
+    nowhere. The image's edge is no border; in Cheng et al.'s own program it is one, and so is the rim of void, so that
+    its figures are others. Whether void is a border here depends on the data: in PASCAL VOC a strip of it covers every
+    border, and the trimaps of Chen et al. are bands along it; elsewhere it is whatever was left unlabelled.
 
     Args:
         num_classes: K.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from piecewise_training.dataset import Classes, DataError, SegmentationDataset, augmentation, normalise, to_rgb
@@ -82,6 +83,20 @@ def test_any_torchvision_transform(make_pairs: Maker) -> None:
     plain = SegmentationDataset(dataset.pairs[0].image.parent, dataset.pairs[0].label.parent, image_size=(20, 20))
     for flipped, original in zip(dataset[0], plain[0], strict=True):
         torch.testing.assert_close(flipped, original.flip(-1))
+
+
+def test_what_a_transform_fills_in_is_void_if_it_is_told_so(make_pairs: Maker) -> None:
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: 255}
+    images, labels = make_pairs()
+    for transform in (
+        v2.Pad(7, fill=fill),
+        v2.RandomRotation((40, 40), fill=fill),
+        v2.RandomAffine((40, 40), fill=fill),
+    ):
+        assert SegmentationDataset(images, labels, None, transform)[0][1][0, 0] == 255
+    assert (
+        SegmentationDataset(images, labels, None, v2.Pad(7))[0][1][0, 0] == 0
+    )  # a class: hence the docstring's advice
 
 
 def test_loads_with_workers(make_pairs: Maker) -> None:

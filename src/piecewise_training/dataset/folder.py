@@ -34,8 +34,12 @@ class SegmentationDataset(Dataset[Item]):
         image_dir: folder of images.
         label_dir: folder of labels of the same names.
         image_size: (height, width) to which both are resized; None keeps the size of the file.
-        transform: called after resizing with an 8-bit image and its mask (torchvision tv_tensors), returns both; any
-            torchvision v2 transform fits, and `transforms.augmentation` gives the usual one.
+        transform: called after resizing with an 8-bit image and its mask (torchvision tv_tensors), returns both;
+            `transforms.augmentation` gives the usual one. Of torchvision's v2 transforms flips, crops and changes of
+            colour fit as they are. Those that fill (RandomRotation, RandomAffine, RandomPerspective, Pad, RandomCrop
+            with pad_if_needed) would make new pixels of class 0: give them
+            `fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}`. Those that resize (Resize, RandomResizedCrop) take the
+            pixels of a mask half a pixel beside those of the image.
         image_list: a text file or a sequence of names, to take only these, in this order.
         num_classes: if given, labels are checked to hold nothing else than classes and void.
         classes: names and colours, for reports; gives `num_classes` too.
