@@ -341,6 +341,8 @@ def test_images_that_come_later_change_no_split(
     for command in ([*own, "--output", str(tmp_path / "own")], ["train", "--output", str(run), "--resume"]):
         assert main(command) == 1
         assert f"of the run's 2 validation images '{split['val'][0]}' is gone" in capsys.readouterr().err
+    (run / "split.json").unlink()  # as a run of before has none
+    assert main([*own, "--output", str(tmp_path / "own")]) == 0
 
 
 def test_images_that_a_network_was_trained_on_do_not_judge_it_unsaid(

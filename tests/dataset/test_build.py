@@ -137,6 +137,16 @@ def test_both_together_see_crops_of_plain_images_or_augmented_ones() -> None:
     assert not any(map(is_part, augmented))
 
 
+def test_augmentation_is_another_in_every_worker_and_epoch(make_pairs: Maker, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a\n" * 8)
+    (tmp_path / "val.txt").write_text("b\n")
+    lists = {"image_list": str(tmp_path / "train.txt"), "val_list": str(tmp_path / "val.txt")}
+    setup = config(make_pairs(("a", "b")), **lists, crop=(16, 16), batch_size=1, workers=2)
+    loader = train_loader(build_datasets(setup)[0], setup)
+    crops = [image.numpy().tobytes() for _ in range(3) for image, _ in loader]
+    assert len({*crops}) == len(crops) == 24
+
+
 def test_loader_shuffles_by_seed() -> None:
     setup = DataConfig(train_scenes=12, batch_size=12, workers=0, jitter=0.0, scale=(1.0, 1.0), flip=0.0)
     train, _ = build_datasets(setup)
