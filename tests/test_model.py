@@ -205,6 +205,61 @@ def test_a_crf_of_a_later_version_is_refused_in_a_sentence(changes: dict[str, An
             load_crf(path)
 
 
+def change_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a saved model's header, whose entries are JSON."""
+    header = {name: json.loads(value) if value[0] in "[{" else value for name, value in read_header(path).items()}
+    change(header)
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in header.items()}
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda header: header["model"].update(later=1), "later"),
+        (lambda header: header["model"]["crf"].update(later=1), "later"),
+        (lambda header: header["model"]["crf"].update(kernels=[{"xy_std": 3.0, "later": 1}]), "later"),
+        (lambda header: header["model"].pop("unary"), "unary"),
+        (lambda header: header["model"]["context"]["relations"][0].update(later=1), "later"),
+        (lambda header: header["model"]["context"]["relations"][0].update(name="beside"), "beside"),
+        (lambda header: header["model"]["context"].pop("relations"), "relations"),
+        (lambda header: header["model"]["context"].pop("stride"), "log_factors"),
+        (lambda header: header["classes"].pop("colours"), "colours"),
+        (lambda header: header.pop("classes"), "classes"),
+        (lambda header: header.pop("model"), "model"),
+    ],
+)
+def test_a_model_of_a_later_version_is_refused_in_a_sentence(
+    change: Callable[[dict[str, Any]], object], cause: str, tmp_path: Path
+) -> None:
+    model, path = contextual_model(), tmp_path / "model.safetensors"
+    model.save(path)
+    change_header(path, change)
+    if cause == "log_factors":  # which a model of before strides has under this name
+        weights = safetensors.torch.load_file(path)
+        del weights["context.log_factors"]
+        safetensors.torch.save_file(weights, path, read_header(path))
+    with pytest.raises(ValueError, match=rf"model.safetensors (is damaged|does not fit).*: .*{cause}"):
+        PiecewiseTrainedModel.load(path, unary=WithFeatures())
+
+
+def test_a_networks_name_of_a_later_version(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    small_model().save(path)
+    change_header(path, lambda header: header["model"].update(unary="later_net"))
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged, or of a later version: .*'later_net'"):
+        PiecewiseTrainedModel.load(path)
+
+
+@pytest.mark.parametrize("part", ["model", "crf", "num_classes", "use_crf"])
+def test_a_crf_of_a_header_with_a_gap(part: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    small_model().save(path)
+    change_header(path, lambda header: (header if part == "model" else header["model"]).pop(part))
+    with pytest.raises(ValueError, match=rf"model.safetensors is damaged, or of a later version: '{part}'"):
+        load_crf(path)
+
+
 def test_where_there_is_no_crf_to_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no model .*a.safetensors"):
         load_crf(tmp_path / "a.safetensors")

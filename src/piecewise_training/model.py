@@ -273,27 +273,34 @@ class PiecewiseTrainedModel(nn.Module):
         header = read_header(path)
         if header.get("format") != _FORMAT:
             raise ValueError(f"{path} holds weights but no model's configuration; it was not written by save.")
-        configuration = json.loads(header["model"])
-        classes = Classes.stored(json.loads(header["classes"]))
-        name = configuration.pop("unary")
+        try:
+            configuration = json.loads(header["model"])
+            classes = Classes.stored(json.loads(header["classes"]))
+            name = configuration.pop("unary")
+            context = configuration.get("context")
+            if context:
+                context["relations"] = [Relation(**relation) for relation in context["relations"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged, or of a later version: {error}") from error
         if name is None and unary is None:
             raise ValueError(f"{path} was saved with a network of its own: pass it as `unary`.")
         if name is not None and unary is not None:
             raise ValueError(f"{path} was saved with the network {name!r}: leave `unary` out.")
-        network = str(name) if unary is None else unary
-        context = configuration.get("context")
-        if context:
-            context["relations"] = [Relation(**relation) for relation in context["relations"]]
         before_strides = bool(context) and "stride" not in context
         if before_strides:
             context["stride"] = 1
-        model = cls(**configuration, unary=network, pretrained=False, classes=classes)
-        weights = safetensors.torch.load_file(path)
-        if before_strides:  # and before relations were weighed together
-            weights["context.log_factors"] += math.log(len(context["relations"]))
         try:
+            network = str(name) if unary is None else unary
+            model = cls(**configuration, unary=network, pretrained=False, classes=classes)
+        except (TypeError, ValueError) as error:
+            what = "is damaged, or" if unary is None else "does not fit `unary`, is damaged, or"
+            raise ValueError(f"{path} {what} of a later version: {error}") from error
+        try:
+            weights = safetensors.torch.load_file(path)
+            if before_strides:  # and before relations were weighed together
+                weights["context.log_factors"] += math.log(len(context["relations"]))
             model.load_state_dict(weights)
-        except RuntimeError as error:
+        except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} does not fit the network: {error}") from error
         return model.eval()
 
@@ -313,17 +320,22 @@ def load_crf(path: str | Path) -> DenseCRF:
     header = read_header(path)
     if header.get("format") != _FORMAT:
         return DenseCRF.load(path)
-    configuration = json.loads(header["model"])
-    if not configuration["use_crf"]:
-        raise ValueError(f"{path} holds a model without a dense CRF.")
     try:
-        crf = DenseCRF(configuration["num_classes"], configuration["crf_iterations"], **configuration["crf"])
-        with safetensors.safe_open(path, framework="pt") as file:
-            own = [name for name in file.keys() if name.startswith("crf.")]  # noqa: SIM118, it is no mapping
-            crf.load_state_dict({name.removeprefix("crf."): file.get_tensor(name) for name in own})
-    except (RuntimeError, TypeError) as error:
+        configuration = json.loads(header["model"])
+        crf = _crf_of_model(path, configuration) if configuration["use_crf"] else None
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or of a later version: {error}") from error
+    if crf is None:
+        raise ValueError(f"{path} holds a model without a dense CRF.")
     return crf.eval()
+
+
+def _crf_of_model(path: Path, configuration: Mapping[str, Any]) -> DenseCRF:
+    crf = DenseCRF(configuration["num_classes"], configuration["crf_iterations"], **configuration["crf"])
+    with safetensors.safe_open(path, framework="pt") as file:
+        own = [name for name in file.keys() if name.startswith("crf.")]  # noqa: SIM118, it is no mapping
+        crf.load_state_dict({name.removeprefix("crf."): file.get_tensor(name) for name in own})
+    return crf
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:

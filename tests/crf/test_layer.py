@@ -184,6 +184,18 @@ def test_runs_in_single_precision_under_autocast() -> None:
         ({"normalization": "both"}, r"`normalization` must be none, before, after, symmetric; got 'both' \(str\)"),
         ({"spatial": "fast"}, "`spatial` must be lattice, exact; got 'fast'"),
         ({"backend": "cuda"}, "`backend` must be auto, numba, triton, reference, exact; got 'cuda'"),
+        (
+            {"kernels": [{"xy_std": 3.0, "xy": 1}]},
+            "`kernels` must have xy_std, rgb_std, feature_stds, weight, compatibility alone; got 'xy'",
+        ),
+        (
+            {"kernels": [Kernel(3)], "compatibility": "full"},
+            r"`compatibility` must be potts, class, matrix; got 'full' \(str\)",
+        ),
+        (
+            {"kernels": [Kernel(3, compatibility="full")]},
+            r"`compatibility` must be potts, class, matrix; got 'full' \(str\)",
+        ),
         ({"kernels": [{"xy_std": -1.0}]}, "`pos_xy_std` must be a finite number above 0; got -1.0"),
     ],
 )

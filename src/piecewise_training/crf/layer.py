@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -78,7 +78,8 @@ class DenseCRF(nn.Module):
         bilateral_rgb_std: bandwidth of the bilateral kernel in grey levels.
         bilateral_w: weight of the bilateral kernel.
         kernels: any number of kernels instead of these two, as `Kernel` or a mapping of its attributes.
-        compatibility: what is learned of the costs of the two usual kernels; see `Kernel`.
+        compatibility: what is learned of the costs of the two usual kernels; see `Kernel`. Those of `kernels` have
+            their own.
         learn_bandwidths: False leaves all bandwidths as they are; weights and compatibilities are learned the same.
         temperature: whether the scores are divided by a number that is learned, from 1.
         class_bias: whether a number for each class is added to the scores, from 0.
@@ -127,6 +128,7 @@ class DenseCRF(nn.Module):
             if count < 0:
                 raise ValueError(f"`{name}` must be at least 0; got {count}.")
         named = (
+            ("compatibility", compatibility, Costs),
             ("normalization", normalization, Normalization),
             ("spatial", spatial, Spatial),
             ("backend", backend, Backend),
@@ -145,7 +147,7 @@ class DenseCRF(nn.Module):
                 Kernel(pos_xy_std, weight=pos_w, compatibility=compatibility),
                 Kernel(bilateral_xy_std, bilateral_rgb_std, weight=bilateral_w, compatibility=compatibility),
             )
-        self.kernels = _named([kernel if isinstance(kernel, Kernel) else Kernel(**kernel) for kernel in kernels])
+        self.kernels = _named([kernel if isinstance(kernel, Kernel) else _described(kernel) for kernel in kernels])
         for name, kernel in self.kernels.items():
             self._add(name, kernel, learn_bandwidths)
         self.log_temperature = nn.Parameter(torch.zeros(())) if temperature else None
@@ -251,7 +253,7 @@ class DenseCRF(nn.Module):
         try:
             crf = cls(**json.loads(header["crf"]))
             crf.load_state_dict(safetensors.torch.load_file(path))
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged, or of a later version: {error}") from error
         return crf.eval()
 
@@ -332,6 +334,14 @@ class DenseCRF(nn.Module):
             bandwidths += [std[f"{own}_std"]] * maps[own].shape[1]
         whole = parts[0] if len(parts) == 1 else torch.cat([part.to(like.dtype) for part in parts], 1)
         return bilateral_kernel(whole, std.get("xy_std"), bandwidths, like=like, **self._options)
+
+
+def _described(kernel: Mapping[str, Any]) -> Kernel:
+    known = [own.name for own in fields(Kernel)]
+    unknown = [name for name in kernel if name not in known]
+    if unknown:
+        raise ValueError(f"`kernels` must have {', '.join(known)} alone; got {', '.join(map(repr, unknown))}.")
+    return Kernel(**kernel)
 
 
 def _named(kernels: Sequence[Kernel]) -> dict[str, Kernel]:
