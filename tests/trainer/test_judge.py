@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from piecewise_training.crf import DenseCRF, Kernel
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.trainer import crf_stage, unary_stage
 from piecewise_training.trainer.judge import Judge
@@ -70,6 +71,29 @@ def test_what_is_known_holds_on_the_same_images(model: PiecewiseTrainedModel, tm
         judge.after(stage, tmp_path, None, 0.75)
         assert judge.before(stage, tmp_path, Measuring(0.5), False, images) == 0.75
         assert judge.before(stage, tmp_path, Measuring(0.25), False, others) == (0.25 if stage.trains_crf else None)
+
+
+@pytest.mark.parametrize(
+    "crf",
+    [DenseCRF(2, kernels=[Kernel(30, 4)]), DenseCRF(2, 1, normalization="none"), DenseCRF(2, 2), None],
+    ids=["other parameters", "other options", "other updates", "none"],
+)
+def test_what_is_known_holds_of_the_same_crf(
+    crf: DenseCRF | None, model: PiecewiseTrainedModel, tmp_path: Path
+) -> None:
+    judge = Judge(model, True)
+    judge.after(crf_stage(1), tmp_path, None, 0.75)
+    first, model.crf = model.crf, crf
+    assert judge.before(crf_stage(1), tmp_path, Measuring(0.5), False) == 0.5
+    model.crf = first
+    assert judge.before(crf_stage(1), tmp_path, Measuring(0.25), False) == 0.25
+
+
+def test_what_is_known_holds_of_the_same_network(model: PiecewiseTrainedModel, tmp_path: Path) -> None:
+    judge = Judge(model, True)
+    judge.after(crf_stage(1), tmp_path, None, 0.75)
+    model.unary = nn.Sequential(model.unary)
+    assert judge.before(crf_stage(1), tmp_path, Measuring(0.5), False) == 0.5
 
 
 @pytest.mark.parametrize("writes", [True, False])

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ logger = logging.getLogger(__name__)
 PREFIX = "model."  # of the model's weights among the LightningModule's
 
 
+class _Known(NamedTuple):
+    judge: str  # the stage's `judged_by`
+    miou: float
+    state: dict[str, Tensor]
+    crfs: list[Any]  # how they were built: another CRF may have weights of the same names and values
+
+
 class Judge:
     """Remembers how good the weights are that a stage has left, for the stage that begins with them.
 
@@ -30,13 +38,13 @@ class Judge:
     def __init__(self, model: PiecewiseTrainedModel, writes: bool) -> None:
         self._model = model
         self._writes = writes
-        self._known: tuple[str, float, dict[str, Tensor]] | None = None  # what judged them, their mIoU, and they
+        self._known: _Known | None = None
         self._images: object = None  # on which they were judged
 
     @property
     def miou(self) -> float | None:
         """The validation mIoU of the weights that the last stage has left; None where it is not known."""
-        return None if self._known is None else self._known[1]
+        return None if self._known is None else self._known.miou
 
     def before(
         self, stage: Stage, folder: Path, measure: Callable[[], float] | None, resume: bool, images: object = None
@@ -67,7 +75,7 @@ class Judge:
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(begun) as temporary:
                     temporary.write_text(json.dumps({"val_miou": miou}))
-        self._known = (stage.judged_by, miou, self._weights())
+        self._known = _Known(stage.judged_by, miou, self._weights(), self._crfs())
         return miou
 
     def after(self, stage: Stage, folder: Path, start: float | None, best: float) -> None:
@@ -80,11 +88,11 @@ class Judge:
                 100 * start,
             )
             best = start
-            self._model.load_state_dict(self._known[2])
+            self._model.load_state_dict(self._known.state)
             if self._writes:
                 with atomic_write(folder / "best.ckpt") as temporary:
-                    torch.save({"state_dict": {PREFIX + k: v for k, v in self._known[2].items()}}, temporary)
-        self._known = (stage.judged_by, best, self._weights())
+                    torch.save({"state_dict": {PREFIX + k: v for k, v in self._known.state.items()}}, temporary)
+        self._known = _Known(stage.judged_by, best, self._weights(), self._crfs())
 
     def forget(self) -> None:
         """After a stage without a validation set."""
@@ -94,12 +102,17 @@ class Judge:
         """The mIoU of the weights as they are, if the stage that left them was judged by the same."""
         if self._known is None:
             return None
-        judge, miou, state = self._known
+        judge, miou, state, crfs = self._known
         silent = self._model.context is not None and self._model.context.silent
         if judge != stage.judged_by and not (judge == "unary" and stage.judged_by == "context" and silent):
             return None
-        unchanged = all(torch.equal(value.cpu(), state[name]) for name, value in self._model.state_dict().items())
-        return miou if unchanged else None
+        own = self._model.state_dict()
+        if self._crfs() != crfs or own.keys() != state.keys():  # another one has been put in its place
+            return None
+        return miou if all(torch.equal(value.cpu(), state[name]) for name, value in own.items()) else None
+
+    def _crfs(self) -> list[Any]:
+        return [None if crf is None else crf.configuration() for crf in (self._model.crf, self._model.context)]
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
