@@ -263,8 +263,8 @@ class TrainConfig:
         crf_loss: Loss of the CRF, on its marginals; cross_entropy is their negative log-likelihood.
         class_weights: Weights of the classes in the loss, counted from the training labels.
         ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
-        precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down a CPU that has no
-            instructions for it.
+        precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down an x86 CPU without
+            AVX-512; on one that has AVX-512 and not its extension AVX512_BF16 it was not measured.
         patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.
         optim: How parameters are moved.
     """
