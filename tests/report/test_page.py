@@ -106,6 +106,7 @@ def test_several_runs(record: RunRecord, tmp_path: Path) -> None:
     reader, _ = read(tmp_path / "all.html")
     text = "\n".join(reader.text)
     assert "2 runs compared" in text
+    assert len(set(reader.names)) == len(reader.names)
     assert "a/run & co" in text
     assert "b/run & co" in text
     assert "data.name" in text

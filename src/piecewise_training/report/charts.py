@@ -35,8 +35,11 @@ _LETTER = 0.0088  # the mean width of a letter in shares of the chart's
 History = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def stages_chart(history: History, titles: Mapping[str, str]) -> str:
-    """Loss, validation scores and learning rate of all stages over the epochs, with the stages' boundaries."""
+def stages_chart(history: History, titles: Mapping[str, str], prefix: str = "stages") -> str:
+    """Loss, validation scores and learning rate of all stages over the epochs, with the stages' boundaries.
+
+    Names in the drawing begin with the prefix, which is another for each chart of a page.
+    """
     figure = Figure(figsize=(8.6, 6.4), layout="constrained")
     rows: Any = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.25, 0.7))
     start = 0
@@ -70,7 +73,7 @@ def stages_chart(history: History, titles: Mapping[str, str]) -> str:
     rows[2].set_yscale("log")
     rows[2].xaxis.set_major_locator(MaxNLocator(integer=True))
     rows[2].set_xlabel("epoch", color=_INK, fontsize=9)
-    return svg(figure, "stages")
+    return svg(figure, prefix)
 
 
 def runs_chart(histories: Mapping[str, History]) -> str:
@@ -89,8 +92,8 @@ def runs_chart(histories: Mapping[str, History]) -> str:
     return _finished(figure, axis, "epoch", "validation mIoU, %", "runs")
 
 
-def bands_chart(borders: Mapping[str, Mapping[str, float]]) -> str:
-    """The trimap's mIoU over the width of the band, a line for each result."""
+def bands_chart(borders: Mapping[str, Mapping[str, float]], prefix: str = "bands") -> str:
+    """The trimap's mIoU over the width of the band, a line for each result; of the prefix see `stages_chart`."""
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (name, scores) in enumerate(borders.items()):
@@ -99,7 +102,7 @@ def bands_chart(borders: Mapping[str, Mapping[str, float]]) -> str:
         axis.plot([*bands], [*bands.values()], marker="o", label=literal(name), markersize=4, **style)
     axis.set_xscale("log", base=2)
     axis.set_xticks([*bands], [str(band) for band in bands])
-    return _finished(figure, axis, "distance from a true border, pixels", "mIoU within it, %", "bands")
+    return _finished(figure, axis, "distance from a true border, pixels", "mIoU within it, %", prefix)
 
 
 def svg(figure: Figure, prefix: str) -> str:
