@@ -73,11 +73,19 @@ def test_a_share_keeps_the_loaders_ways() -> None:
     def stack(items: list[Any]) -> Any:
         return (torch.stack([item[0] for item in items]),)
 
-    batches = loader(8, batch_size=4, collate_fn=stack, num_workers=1, persistent_workers=True)
+    ways = {"num_workers": 1, "persistent_workers": True, "prefetch_factor": 3, "timeout": 7.0}
+    batches = loader(8, batch_size=4, collate_fn=stack, **ways)
     for share in (Group(1, 2).training_share(batches, 0), Group(1, 2).validation_share(batches)):
         assert share is not None
-        assert (share.batch_size, share.num_workers, share.persistent_workers) == (4, 1, True)
+        assert share.batch_size == 4
+        assert {name: getattr(share, name) for name in ways} == ways
         assert share.collate_fn is stack
+
+
+def test_workers_of_the_processes_draw_apart() -> None:
+    """A loader's generator is the same in all of them, and would seed their workers alike."""
+    batches = loader(8, shuffle=True, generator=torch.Generator().manual_seed(0))
+    assert Group(1, 2).training_share(batches, 0).generator is not batches.generator
 
 
 def test_errors() -> None:

@@ -170,15 +170,20 @@ def launch(arguments: Sequence[str], processes: int) -> None:
 
 
 def _like(loader: DataLoader[Any], dataset: Any, **options: Any) -> DataLoader[Any]:
-    """A loader of another data set or order with the workers and batches of this one."""
+    """A loader of another data set or order with the workers and batches of this one.
+
+    Without its generator, which is seeded alike in all processes: their workers would draw the same augmentations.
+    """
     return DataLoader(
         dataset,
         loader.batch_size,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
         **options,
     )

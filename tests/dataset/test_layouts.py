@@ -83,6 +83,9 @@ def test_sbd_makes_the_augmented_set(tmp_path: Path) -> None:
     (sbd / "cls" / "d.mat").unlink()
     with pytest.raises(DataError, match=r"SBD lists 'd', but .*d.mat does not exist"):
         merge_sbd(tmp_path, sbd)
+    (folder / "SegmentationClass" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"VOC lists 'b', but .*b.png does not exist. Unpack the whole of VOC 2012"):
+        merge_sbd(tmp_path, sbd)
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])

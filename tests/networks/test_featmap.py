@@ -211,6 +211,8 @@ def test_local_weights(lite0_weights: Path, caplog: pytest.LogCaptureFixture) ->
         (lambda: small(scales=(1.0, -1.0)), r"`scales` must be one or more numbers above 0; got \[1.0, -1.0\]"),
         (lambda: small(pooling=(4,)), r"`pooling` must be odd sides of squares; got \[4\]"),
         (lambda: small(widths=()), r"`widths` must be one or more numbers of channels; got \[\]"),
+        (lambda: small(hidden=0), "`hidden` must be at least 1; got 0"),
+        (lambda: FeatMapNet(TRUNK, 0, pretrained=False), "`num_classes` must be at least 1; got 0"),
         (lambda: FeatMapNet("resnet81", 3, pretrained=False), "got 'resnet81'. Did you mean .*resnet"),
         (
             lambda: build_unary("fcn8s_vgg16", 3, featmap={}),

@@ -80,7 +80,7 @@ def merge_sbd(voc_root: Path, sbd_root: Path) -> int:
         The number of images in the list: 10,582 for the complete sets.
 
     Raises:
-        DataError: a folder or list is missing.
+        DataError: a folder, a list or a listed label is missing.
     """
     from scipy.io import loadmat
 
@@ -94,7 +94,10 @@ def merge_sbd(voc_root: Path, sbd_root: Path) -> int:
     target = folder / _AUGMENTED_LABELS
     target.mkdir(exist_ok=True)
     for name in own:
-        (target / f"{name}.png").write_bytes((folder / "SegmentationClass" / f"{name}.png").read_bytes())
+        label_of_voc = folder / "SegmentationClass" / f"{name}.png"
+        if not label_of_voc.is_file():
+            raise DataError(f"VOC lists {name!r}, but {label_of_voc} does not exist. Unpack the whole of VOC 2012.")
+        (target / f"{name}.png").write_bytes(label_of_voc.read_bytes())
     palette = np.array(CLASSES.colours, np.uint8)
     for name in added:
         source = sbd_root / "cls" / f"{name}.mat"

@@ -72,6 +72,9 @@ class FeatMapNet(TakesOwnPixels):
     ) -> None:
         super().__init__()
         _check(scales, pooling, widths)
+        for name, count in (("num_classes", num_classes), ("hidden", hidden)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {count}.")
         self.scales = tuple(scales)
         self.pooling = tuple(pooling)
         self.multiple = STRIDE
