@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -272,6 +273,46 @@ def test_gradients_are_differences() -> None:
         assert found.compatibility[index] == pytest.approx((moved[0] - moved[1]) / (2 * step), abs=2e-3)
     assert found.kernel.shape == (4,)
     assert np.abs(found.kernel).max() > 0
+
+
+def exact_gradient(
+    unary: np.ndarray, features: np.ndarray, scale: torch.Tensor, objective: Callable[[torch.Tensor], torch.Tensor]
+) -> np.ndarray:
+    """That to what features are multiplied by, of two updates with the whole sum and Potts of 2."""
+    scale = scale.double().requires_grad_()
+    places = torch.from_numpy(features).double()
+    places = scale @ places if scale.ndim == 2 else scale[:, None] * places
+    kernel = (-0.5 * (places[:, :, None] - places[:, None]).square().sum(0)).exp()
+    norm = kernel.sum(1).rsqrt()
+    logits = -torch.from_numpy(unary).double()
+    log_q = logits.log_softmax(0)
+    for _ in range(2):
+        log_q = (logits + 2 * log_q.exp() @ (norm[:, None] * kernel * norm)).log_softmax(0)
+    objective(log_q).backward()  # type: ignore[no-untyped-call]
+    assert scale.grad is not None
+    return scale.grad.flatten().numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale"), [(ours.DIAG_KERNEL, [0.8, 1.3]), (ours.FULL_KERNEL, [[0.9, 0.4], [-0.3, 1.2]])]
+)
+def test_the_gradient_to_a_kernels_parameters_is_that_of_the_exact_sum(kind: int, scale: Any) -> None:
+    """Within a tenth, by which the lattice is off; a transposed matrix would be off by 45 %."""
+    rng = np.random.default_rng(0)
+    region = rng.integers(0, 3, 40)
+    features = (1.5 * rng.normal(size=(2, 3))[:, region] + 0.7 * rng.normal(size=(2, 40))).astype(np.float32)
+    unary = rng.normal(size=(3, 40)).astype(np.float32)
+
+    def objective(log_q: torch.Tensor) -> torch.Tensor:
+        return -log_q[torch.from_numpy(region), torch.arange(40)].mean()
+
+    d = ours.DenseCRF(40, 3)
+    d.setUnaryEnergy(unary)
+    d.addPairwiseEnergy(features, 2.0, kind)
+    d.setKernelParameters(np.float32(scale).reshape(-1))
+    expected = exact_gradient(unary, features, torch.tensor(scale), objective)
+    found = d.gradient(2, objective).kernel
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
 
 
 def reuse_buffers(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:

@@ -24,6 +24,7 @@ SOFTMAX = RNG.dirichlet(np.ones(3), (4, 5)).transpose(2, 0, 1)
         ("unary_from_labels", (RNG.integers(0, 3, (4, 5)), 3, 0.4), {"zero_unsure": False}),
         ("unary_from_softmax", (SOFTMAX,), {}),
         ("unary_from_softmax", (SOFTMAX.astype(np.float32), 0.6), {}),
+        ("unary_from_softmax", (np.eye(3),), {}),
         ("unary_from_softmax", (np.eye(3),), {"clip": None}),
         ("unary_from_softmax", (np.eye(3),), {"clip": 0.01}),
         ("create_pairwise_gaussian", ((3, 2), (4, 5)), {}),
