@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from piecewise_training.losses import (
 )
 
 K, VOID = 3, 255
+WEIGHT = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
 LOSSES = ["cross_entropy", "structured", "dice", "focal", "lovasz"]
 
 
@@ -37,7 +40,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_is_torchs(weighted: bool) -> None:
     logits, target = batch()
-    weight = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
+    weight = WEIGHT if weighted else None
     expected = functional.cross_entropy(logits, target, weight, ignore_index=VOID)
     torch.testing.assert_close(cross_entropy(logits, target, weight), expected)
     torch.testing.assert_close(marginal_nll(logits.log_softmax(1), target, weight), expected)
@@ -98,14 +101,17 @@ def test_pairwise_agreement_of_one_class() -> None:
     assert not bool(logits.grad.any())
 
 
-def test_dice_is_the_formula() -> None:
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_dice_is_the_formula(weight: torch.Tensor | None) -> None:
     logits, target = batch()
     probability, known = logits.softmax(1), target != VOID
     coefficients = []
     for k in range(K):
         p, t = probability[:, k][known], (target[known] == k).double()
         coefficients.append(1 - 2 * (p * t).sum() / (p.sum() + t.sum()))
-    torch.testing.assert_close(dice(logits, target), torch.stack(coefficients).mean())
+    shares = [1.0, 1.0, 1.0] if weight is None else weight.tolist()
+    expected = sum(s * c.item() for s, c in zip(shares, coefficients, strict=True)) / sum(shares)
+    assert dice(logits, target, weight).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -143,17 +149,26 @@ def test_lovasz_leaves_out_absent_classes() -> None:
     assert lovasz(logits, torch.zeros(1, 1, 2, dtype=torch.long)).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_dice_leaves_out_absent_classes() -> None:
-    logits = torch.zeros(1, 3, 1, 2)
-    logits[:, 0] = 40
-    assert dice(logits, torch.zeros(1, 1, 2, dtype=torch.long)).item() == pytest.approx(0, abs=1e-5)
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_dice_leaves_out_absent_classes(weight: torch.Tensor | None) -> None:
+    logits, target = torch.zeros(1, 3, 1, 3), torch.tensor([[[0, 0, 1]]])
+    logits[:, 0] = 40  # of the first class 2 in 3 are right, of the second none
+    found = dice(logits, target, weight).item()
+    assert found == pytest.approx((0.2 + 1) / 2 if weight is None else (0.5 * 0.2 + 1) / 1.5, abs=1e-5)
 
 
-def test_focal_is_the_formula_and_cross_entropy_at_zero() -> None:
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_focal_is_the_formula_and_cross_entropy_at_zero(weight: torch.Tensor | None) -> None:
     logits, target = batch()
-    p = logits.softmax(1).gather(1, target.where(target != VOID, 0)[:, None])[:, 0][target != VOID]
-    torch.testing.assert_close(focal(logits, target, gamma=1.5), ((1 - p) ** 1.5 * -p.log()).mean())
-    torch.testing.assert_close(focal(logits, target, gamma=0.0), cross_entropy(logits, target))
+    probability, shares = logits.softmax(1), [1.0, 1.0, 1.0] if weight is None else weight.tolist()
+    total, whole = 0.0, 0.0
+    for b, y, x in (target != VOID).nonzero().tolist():
+        k = int(target[b, y, x])
+        p = probability[b, k, y, x].item()
+        total -= shares[k] * (1 - p) ** 1.5 * math.log(p)
+        whole += shares[k]
+    assert focal(logits, target, weight, gamma=1.5).item() == pytest.approx(total / whole, rel=1e-9)
+    torch.testing.assert_close(focal(logits, target, weight, gamma=0.0), cross_entropy(logits, target, weight))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -179,6 +194,7 @@ def test_void_has_no_influence(name: str) -> None:
     logits, target = batch()
     loss = unary_loss(name)  # type: ignore[arg-type]
     changed = logits.detach().clone()
+    changed[0, :, 0, :2] += torch.randn(K, 2, dtype=torch.float64)  # the first of which Lovász's loss reads
     changed[1, :, 2, 3] += torch.randn(K, dtype=torch.float64)
     torch.testing.assert_close(loss(changed, target), loss(logits, target).detach())
 
@@ -196,10 +212,22 @@ def test_descent_learns(name: str) -> None:
     assert bool((logits.argmax(1) == target)[known].all())
 
 
-def test_structured_loss_adds_its_terms() -> None:
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_structured_loss_adds_its_terms(weight: torch.Tensor | None) -> None:
+    """The weights of the classes are those of the pixels alone."""
     logits, target = batch()
-    expected = cross_entropy(logits, target) + 0.3 * pairwise_agreement(logits, target)
-    torch.testing.assert_close(StructuredLoss(pairwise_weight=0.3)(logits, target), expected)
+    unary = functional.cross_entropy(logits, target, weight, ignore_index=VOID)
+    expected = unary + 0.3 * pairwise_agreement(logits, target)
+    torch.testing.assert_close(StructuredLoss(weight, pairwise_weight=0.3)(logits, target), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_by_its_name_has_the_weights(name: Any) -> None:
+    logits, target = batch()
+    functions = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz}
+    weighted = {own: partial(function, weight=WEIGHT) for own, function in functions.items()}
+    expected = (weighted | {"structured": StructuredLoss(WEIGHT)})[name](logits, target)
+    torch.testing.assert_close(unary_loss(name, WEIGHT)(logits, target), expected)
 
 
 def test_class_weights() -> None:

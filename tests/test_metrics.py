@@ -26,9 +26,13 @@ def maps(seed: int, classes: int, shape: tuple[int, ...] = (2, 9, 11)) -> tuple[
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 10**6), classes=st.integers(2, 6))
-def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
-    prediction, truth = maps(seed, classes)
+@given(seed=st.integers(0, 10**6), labels=st.sets(st.integers(0, 5), min_size=2), rows=st.integers(2, 9))
+def test_agrees_with_scikit_learn(seed: int, labels: set[int], rows: int) -> None:
+    """Also where classes occur nowhere, or on a small map in the truth alone or in the prediction alone."""
+    named_by = torch.full((256,), VOID)
+    named_by[: len(labels)] = torch.tensor(sorted(labels))
+    prediction, truth = (named_by[m] for m in maps(seed, len(labels), (2, rows, 3)))
+    classes = 6
     metrics = SegmentationMetrics(classes)
     for p, t in zip(prediction, truth, strict=True):
         metrics.update(p[None], t[None])
@@ -37,6 +41,7 @@ def test_agrees_with_scikit_learn(seed: int, classes: int) -> None:
     present = sorted(set(p) | set(t))
     named = {"labels": range(classes), "average": None, "zero_division": np.nan}
     np.testing.assert_array_equal(metrics.confusion.numpy(), sklearn.confusion_matrix(t, p, labels=range(classes)))
+    assert scores.iou.isnan().tolist() == [k not in present for k in range(classes)]
     np.testing.assert_allclose(scores.iou[present], sklearn.jaccard_score(t, p, labels=present, average=None))
     np.testing.assert_allclose(scores.precision, sklearn.precision_score(t, p, **named))
     np.testing.assert_allclose(scores.recall, sklearn.recall_score(t, p, **named))
