@@ -52,6 +52,13 @@ def test_crf_of_any_kernels(tmp_path: Path) -> None:
     assert torch.equal(loaded(image)[1], model(image)[1])
 
 
+def test_the_crfs_updates() -> None:
+    config = ModelConfig(unary="mobilenetv3_small_050", pretrained=False, crf_iterations=7, crf_train_iterations=3)
+    crf = build_model(config, Classes.numbered(3), seed=0).crf
+    assert crf is not None
+    assert (crf.num_iterations, crf.train_iterations) == (7, 3)
+
+
 @pytest.mark.parametrize(
     ("options", "owner"),
     [({"unary": "fcn8s_vgg16"}, "fcn8s_vgg16"), ({"unary": "resnet18", "featmap": FeatMapConfig()}, "a FeatMap-Net")],

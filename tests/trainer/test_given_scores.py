@@ -58,6 +58,11 @@ def test_it_learns() -> None:
     assert found.crf.scores.miou == pytest.approx(max(history["val_miou"]))
 
 
+def test_updates_for_training_and_all_in_validation(updates: list[int]) -> None:
+    learned(DenseCRF(3, 6, kernels=KERNELS, train_iterations=2), 2, examples(1, first=10))
+    assert updates == [6, 2, 2, 2, 2, 6, 2, 2, 2, 2, 6]
+
+
 def test_without_validation_the_last_epoch_stays() -> None:
     crf = DenseCRF(3, kernels=KERNELS)
     history = learned(crf)

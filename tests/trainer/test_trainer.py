@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import signal
 from pathlib import Path
@@ -130,6 +131,12 @@ def test_stage_2_really_fixes_the_network(monkeypatch: pytest.MonkeyPatch) -> No
     assert moved(t.model.crf, crf) == set(crf)
 
 
+def test_the_crf_makes_its_updates_for_training_there_and_all_in_validation(updates: list[int]) -> None:
+    model = PiecewiseTrainedModel(3, 7, unary=Small(), crf={"train_iterations": 3})
+    trainer(model).train_crf(loader(), 2, loader(4, seed=1))
+    assert updates == [7, 3, 3, 7, 3, 3, 7]  # what it begins with, then each epoch's two batches and validation
+
+
 def test_stage_2_takes_no_gradient_of_the_network() -> None:
     t = trainer()
     seen = []
@@ -173,6 +180,41 @@ def test_joint_and_independent() -> None:
     assert list(t.train_joint(loader(), 1)) == ["stage3"]
     assert moved(t.model, before) == set(before)
     assert list(t.train_independent(loader(), 1, 1)) == ["stage1", "stage2"]
+
+
+def test_a_method_has_its_own_strategy_and_epochs() -> None:
+    """Whatever the configuration says."""
+    config = TrainConfig(strategy="joint", stage1_epochs=9, stage2_epochs=9, stage3_epochs=9)
+    t = trainer(config=config)
+
+    def epochs(history: dict[str, dict[str, list[float]]]) -> dict[str, int]:
+        return {stage: len(values["train_loss"]) for stage, values in history.items()}
+
+    assert epochs(t.train_piecewise(loader(), 1, 2, 0)) == {"stage1": 1, "stage2": 2}
+    assert epochs(t.train_independent(loader(), 2, 1)) == {"stage1": 2, "stage2": 1}
+    piecewise = trainer(config=dataclasses.replace(config, strategy="piecewise"))
+    assert epochs(piecewise.train_joint(loader(), 2)) == {"stage3": 2}
+
+
+def test_epochs_by_default_are_those_of_the_configuration() -> None:
+    def defaults(method: Any) -> dict[str, int]:
+        parameters = inspect.signature(method).parameters.values()
+        return {p.name: p.default for p in parameters if p.name.endswith("epochs")}
+
+    config = TrainConfig()
+    first, second, third = config.stage1_epochs, config.stage2_epochs, config.stage3_epochs
+    both = {"stage1_epochs": first, "stage2_epochs": second}
+    t = PiecewiseTrainer
+    assert defaults(t.train_piecewise) == both | {"stage3_epochs": third}
+    assert defaults(t.train_independent) == both
+    for method, epochs in (
+        (t.train_joint, first + second + third),
+        (t.train_unary, first),
+        (t.train_context, config.context_epochs),
+        (t.train_crf, second),
+        (t.fine_tune, third),
+    ):
+        assert defaults(method) == {"epochs": epochs}
 
 
 def test_best_weights_are_kept(tmp_path: Path) -> None:
