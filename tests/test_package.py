@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,24 @@ def test_public_names() -> None:
             "Convergence", "DenseCRF", "GaussianKernel", "Kernel", "PairwiseTerm", "PermutohedralLattice",
             "bilateral_kernel", "dense_crf", "gaussian_filter", "mean_field", "spatial_kernel",
         },
+        "piecewise_training.dataset": {
+            "IMAGENET_MEAN", "IMAGENET_STD", "SPLIT_FILE", "VOID", "AnyDataset", "Classes", "DataError", "Pair",
+            "SegmentationDataset", "Split", "SyntheticDataset", "augmentation", "build_datasets", "camvid_dataset",
+            "cityscapes_dataset", "crf_loader", "draws_split", "joint_loader", "labels_from_colours", "normalise",
+            "to_rgb", "train_loader", "val_loader", "validation_set", "voc2012_dataset", "void_is_border",
+            "whole_folder",
+        },
+        "piecewise_training.inference": {
+            "Evaluation", "InferenceConfig", "Prediction", "Result", "evaluate", "evaluate_crf", "predict", "refine",
+            "scores_from_labels",
+        },
         "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel", "load_crf"},
         "piecewise_training.networks": {
             "ContextualCRF", "Decoder", "FCN8s", "FeatMapNet", "LargeFOV", "Pretrained", "Relation", "TimmSegmenter",
             "build_unary", "read_state_dict", "spare_bfloat16",
+        },
+        "piecewise_training.report": {
+            "RECORD_FILE", "Parameter", "RunRecord", "Shown", "remove_pictures", "write_gallery", "write_page",
         },
         "piecewise_training.trainer": {
             "OptimConfig", "PiecewiseTrainer", "Stage", "TrainConfig", "best_device", "context_stage", "crf_stage",
@@ -54,6 +69,23 @@ def test_public_names() -> None:
         found = __import__(module, fromlist=["*"])
         assert set(found.__all__) == names
         assert all(getattr(found, name) is not None for name in names)
+
+
+def test_public_names_of_modules_that_name_none() -> None:
+    """What they define without an underscore."""
+    expected = {
+        "piecewise_training.losses": {
+            "StructuredLoss", "class_weights", "cross_entropy", "dice", "edge_nll", "focal", "lovasz", "marginal_nll",
+            "node_labels", "pairwise_agreement", "unary_loss",
+        },
+        "piecewise_training.metrics": {
+            "BorderMetrics", "Scores", "SegmentationMetrics", "border_band", "scores_from_confusion",
+        },
+    }  # fmt: skip
+    for module, names in expected.items():
+        found = vars(importlib.import_module(module)).items()
+        own = {name for name, value in found if getattr(value, "__module__", "") == module}
+        assert {name for name in own if not name.startswith("_")} == names
 
 
 def test_unknown_name() -> None:

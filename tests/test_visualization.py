@@ -82,6 +82,10 @@ def test_predictions_on_request(tmp_path: Path) -> None:
         )
     assert [p.name for p in (tmp_path / "none").iterdir()] == ["a.png"]
     assert len(list((tmp_path / "all").iterdir())) == 3
+    with np.load(tmp_path / "all" / "a_probabilities.npz") as file:
+        assert file.files == ["probabilities"]
+        assert file["probabilities"].dtype == np.float16
+        np.testing.assert_array_equal(file["probabilities"], probabilities)
 
 
 def test_report_without_pictures(tmp_path: Path) -> None:

@@ -60,6 +60,23 @@ def test_probabilities_are_recognised(folders: tuple[Path, Path], tmp_path: Path
     np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+def test_logits_that_look_like_probabilities(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """They are from 0 to 1 and sum to 1, and `kind` says what they are."""
+    images, scores = folders
+    given = np.zeros((2, 20, 24), np.float32)
+    given[1] = np.where(np.arange(24) >= 8, 0.9, 0.1)
+    given[0] = 1 - given[1]
+    np.save(scores / "a.npy", given)
+    found = {}
+    for kind in ("auto", "probabilities", "logits"):
+        flags = ["--images", str(images), "--output", str(tmp_path / kind), "--kind", kind, "--probabilities"]
+        assert main(["refine", str(scores), *flags, "--iterations", "0"]) == 0
+        found[kind] = np.load(tmp_path / kind / "a_probabilities.npz")["probabilities"]
+    np.testing.assert_allclose(found["probabilities"], given, atol=1e-3)
+    np.testing.assert_array_equal(found["auto"], found["probabilities"])
+    np.testing.assert_allclose(found["logits"], np.exp(given) / np.exp(given).sum(0), atol=1e-3)
+
+
 def test_a_device_that_is_not_there(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     images, scores = folders
     assert main(["refine", str(scores), "--images", str(images), "--device", "cuda:99"]) == 1

@@ -95,6 +95,22 @@ def test_with_context(tmp_path: Path) -> None:
     assert main(["train", *TINY, *context, "--output", str(tmp_path / "run"), "--resume"]) == 0
 
 
+def test_a_context_that_is_trained_together_with_the_network(tmp_path: Path) -> None:
+    """It is judged after stage 1, and has no stage of its own."""
+    context = [
+        "--model.featmap", "{scales: [1.0], widths: [8], hidden: 8}", "--training.stage1_epochs", "1",
+        "--model.context", "{relations: [{name: above_below, hidden: 8}]}", "--training.context_training", "together",
+    ]  # fmt: skip
+    assert main(["train", *TINY, *context, "--output", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "metrics_summary.csv").open() as file:
+        rows = [row["model"] for row in csv.DictReader(file)]
+    assert rows == [
+        "unary alone", "+ context", "+ CRF, default", "+ CRF, learned", "joint, unary", "joint, + context",
+        "joint, + CRF",
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"stage1", "stage2", "stage3"}
+
+
 def test_both_files_hold_the_model(run: Path) -> None:
     model = PiecewiseTrainedModel.load(run)
     state = torch.load(run / "piecewise_model_final.pth", weights_only=True)

@@ -108,6 +108,15 @@ def test_loaders(make_pairs: Maker) -> None:
     assert [len(image) for image, _ in val_loader(val, setup)] == [1, 1]
 
 
+def test_drawn_scenes_are_in_one_set() -> None:
+    """Of all seeds: no validation scene is trained on, nor one of another seed."""
+    setup = DataConfig(train_scenes=6, val_scenes=4, image_size=(32, 48))
+    sets = [drawn for seed in (0, 1) for drawn in build_datasets(setup, seed)]
+    scenes = [{drawn.read(index)[0].tobytes() for index in range(len(drawn))} for drawn in sets]
+    assert [*map(len, scenes)] == [6, 4, 6, 4]
+    assert len(set.union(*scenes)) == 20
+
+
 def test_the_crf_sees_whole_images_or_crops() -> None:
     setup = DataConfig(train_scenes=6, image_size=(32, 48), crop=(16, 16), batch_size=3, workers=0)
     train, _ = build_datasets(setup)

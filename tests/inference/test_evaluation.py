@@ -34,6 +34,46 @@ def test_what_happens_once_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None
     assert events == ["network", "CRF", *["clock", "network", "clock", "CRF"] * 2]
 
 
+def of_each(predictions: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    """The mIoU of each image alone."""
+    found = []
+    for prediction, target in zip(predictions, targets, strict=True):
+        metrics = SegmentationMetrics(3)
+        metrics.update(prediction[None], target[None])
+        found.append(metrics.compute().miou)
+    return found
+
+
+def test_the_scores_of_each_image_are_those_of_it_alone() -> None:
+    """Of batches of two and of one, with void."""
+    model = PiecewiseTrainedModel(3, 2, unary=nn.Conv2d(3, 3, 1)).eval()
+    batches = []
+    for count in (2, 1):
+        target = torch.randint(0, 3, (count, 8, 10))
+        target[:, :2], target[:, :, 7:] = 255, 2
+        batches.append((torch.randn(count, 3, 8, 10), target))
+    found = evaluate(model, batches)
+    expected: tuple[list[float], list[float]] = [], []
+    with torch.inference_mode():
+        for image, target in batches:
+            for scores, miou in zip(model(image), expected, strict=True):
+                assert scores is not None
+                miou += of_each(scores.argmax(1), target)
+    assert found.crf is not None
+    assert [*found.unary.images] == pytest.approx(expected[0])
+    assert [*found.crf.images] == pytest.approx(expected[1])
+    assert len(set(expected[0])) == 3
+
+    grey = [(torch.randn(len(i), 3, 8, 10), (255 * torch.rand_like(i)).byte(), target) for i, target in batches]
+    crf = DenseCRF(3, 2).eval()
+    again = evaluate_crf(crf, grey)
+    assert again.crf is not None
+    with torch.inference_mode():
+        for result, predict in ((again.unary, lambda s, _: s), (again.crf, crf)):
+            alone = [own for s, i, target in grey for own in of_each(predict(s, i).argmax(1), target)]
+            assert [*result.images] == pytest.approx(alone)
+
+
 def test_a_crf_on_given_scores() -> None:
     crf = DenseCRF(3, 2).train()
     batches = []
