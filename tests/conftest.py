@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+_THREADS = os.environ.get("OMP_NUM_THREADS")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 settings.register_profile("untimed", deadline=None)  # an example takes as long as the machine's other work lets it
@@ -40,6 +42,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _as_the_session_began() -> None:
+    """What a command sets for its whole process, in a test or in a module's fixture, is not there in the next test."""
+    logging.getLogger("piecewise_training").setLevel(logging.NOTSET)
+    if _THREADS is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
 
 
 @pytest.fixture
