@@ -416,7 +416,7 @@ def test_leaves_nothing_behind_without_a_folder(tmp_path: Path, monkeypatch: pyt
 def test_mean_of_the_weights(tmp_path: Path) -> None:
     """The exponential mean is validated, saved and left; its statistics are those of batch norm's too."""
     torch.manual_seed(2)
-    model = PiecewiseTrainedModel(3, use_crf=False, unary=nn.Conv2d(3, 3, 1))
+    model = PiecewiseTrainedModel(3, use_crf=False, unary=nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     start = snapshot(model)
     config = TrainConfig(optim=OptimConfig(learning_rate=0.05, momentum=0.0, weight_decay=0.0))
     plain, steps = trainer(model, config=config), [start]
@@ -428,16 +428,19 @@ def test_mean_of_the_weights(tmp_path: Path) -> None:
                 yield batch
 
     plain.run_stage(unary_stage(3), Watches(loader(4).dataset, 4))
-    weights = [*(step["unary.weight"] for step in steps[2:]), model.unary.weight.detach()]  # after each step
-    mean = weights[0]
-    for own, weight in zip((2 / 11, 0.2), weights[1:], strict=True):
-        mean = own * mean + (1 - own) * weight
+    states = [*steps[2:], snapshot(model)]  # after each step
+    means = dict(states[0])
+    for own, state in zip((2 / 11, 0.2), states[1:], strict=True):
+        for name, value in state.items():
+            means[name] = own * means[name] + (1 - own) * value if value.is_floating_point() else value
     model.load_state_dict(start)
     averaged = trainer(model, config=dataclasses.replace(config, ema=0.2), output_dir=tmp_path)
     val = loader(seed=1)
     history = averaged.run_stage(unary_stage(3), loader(4), val)
     saved = torch.load(tmp_path / "checkpoints" / "stage1" / "last.ckpt", weights_only=True)["state_dict"]
-    torch.testing.assert_close(saved["model.unary.weight"], mean)
+    assert not torch.allclose(means["unary.1.running_mean"], states[-1]["unary.1.running_mean"], rtol=1e-3)
+    for name, mean in means.items():
+        torch.testing.assert_close(saved[f"model.{name}"], mean)
     metrics = SegmentationMetrics(3)
     with torch.inference_mode():
         for image, label in val:
@@ -466,10 +469,26 @@ def test_accumulation_and_clipping_change_the_steps() -> None:
     assert results[2] < 0.1 * results[0]
 
 
-def test_early_stopping() -> None:
-    config = TrainConfig(patience=1, optim=OptimConfig(learning_rate=1e-12))
-    history = trainer(config=config).train_unary(loader(), 10, loader(seed=1))
-    assert len(history["train_loss"]) < 10
+def test_two_batches_accumulated_are_one_step_on_both() -> None:
+    results = []
+    for batch_size, optim in ((4, OptimConfig(learning_rate=0.1, accumulate=2)), (8, OptimConfig(learning_rate=0.1))):
+        torch.manual_seed(0)
+        model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+        start = snapshot(model.unary)
+        trainer(model, config=TrainConfig(optim=optim)).train_unary(loader(8, batch_size), 2)
+        results.append(snapshot(model.unary))
+        assert moved(model.unary, start) == set(start)
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name])
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_early_stopping(patience: int) -> None:
+    """After so many validations that were not better than the first."""
+    config = TrainConfig(patience=patience, optim=OptimConfig(learning_rate=1e-12))
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    history = trainer(model, config=config).train_unary(loader(), 10, loader(seed=1))
+    assert len(history["train_loss"]) == 1 + patience
 
 
 def test_class_weights_are_those_of_the_images() -> None:
