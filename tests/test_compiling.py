@@ -162,6 +162,14 @@ def test_of_a_model_the_network_alone_is_compiled() -> None:
     assert not {"interpolate", "pad", "matmul"} & set.union(*map(_operations, counted.graphs))
 
 
+@pytest.mark.parametrize("use_crf", [True, False])
+def test_a_model_is_not_one_graph(use_crf: bool) -> None:
+    """As the guide says."""
+    model = PiecewiseTrainedModel(3, unary=_Network(), crf_iterations=1, use_crf=use_crf)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(model, backend=Counted(), fullgraph=True)(torch.randn(1, 3, 24, 20))
+
+
 def test_a_function_keeps_its_name_and_its_errors() -> None:
     def half(number: int) -> float:
         """Divides by two."""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from piecewise_training.cli import main
+from piecewise_training.dataset import DataError
 from piecewise_training.dataset import download as module
 from tests.dataset.test_layouts import make_voc, write_image, write_label
 
@@ -53,6 +54,19 @@ def test_voc_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "SegmentationClass" / "c.png").unlink()
     assert main(["data", "check", str(tmp_path)]) == 1
     assert "'c' is listed, but" in capsys.readouterr().out
+
+
+def test_vocs_folders_without_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / "JPEGImages" / f"{name}.jpg")
+        write_label(tmp_path / "SegmentationClass" / f"{name}.png", 5)
+    assert main(["data", "check", str(tmp_path), "--num_classes", "6"]) == 0
+    out = capsys.readouterr().out
+    assert [word for word in out.split() if word in ("all", "2", "6", "train", "val")][:3] == ["all", "2", "6"]
+    assert "0 faults" in out
+    (tmp_path / "SegmentationClass" / "b.png").unlink()
+    assert main(["data", "check", str(tmp_path), "--num_classes", "6"]) == 1
+    assert "b.jpg has no label" in capsys.readouterr().out
 
 
 def test_cityscapes_and_segnet_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +186,15 @@ def test_download_from_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = module.download("voc2012", tmp_path / "data", "kaggle")
     assert asked == ["huanghanchina/pascal-voc-2012"]
     assert (folder / "JPEGImages" / "a.jpg").is_file()
+
+
+def test_a_download_from_kaggle_that_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import kagglehub
+
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: str(tmp_path))
+    with pytest.raises(DataError, match=f"^{tmp_path}, downloaded from Kaggle, holds no JPEGImages"):
+        module.download("voc2012", tmp_path / "data", "kaggle")
+    assert not (tmp_path / "data").exists()
 
 
 def test_download_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

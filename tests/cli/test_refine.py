@@ -138,6 +138,18 @@ def test_files_that_are_no_arrays(folders: tuple[Path, Path], capsys: pytest.Cap
     assert "it holds 2 arrays (x, y) and not one" in capsys.readouterr().err
 
 
+def test_inputs_without_a_file_of_scores(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, scores = folders
+    (scores / "a.npy").rename(scores / "a.txt")
+    for entry in (scores, scores / "*.npy"):
+        assert main(["refine", str(entry), "--images", str(images), "--output", str(tmp_path / "out")]) == 1
+        assert f"'{entry}' names no file of the kind npy, npz, png" in capsys.readouterr().err
+    assert main(["refine", str(scores / "a"), "--images", str(images)]) == 1
+    assert f"there is no file or folder '{scores / 'a'}'" in capsys.readouterr().err
+
+
 def test_labels_need_a_number_of_classes(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     images, scores = folders
     Image.new("L", (24, 20)).save(scores / "b.png")

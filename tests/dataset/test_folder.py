@@ -141,6 +141,13 @@ def test_bad_size(make_pairs: Maker, size: tuple[int, int]) -> None:
         SegmentationDataset(*make_pairs(), image_size=size)
 
 
+@pytest.mark.parametrize("argument", ["image_dir", "label_dir"])
+def test_folders_that_are_no_paths(make_pairs: Maker, argument: str) -> None:
+    folders: dict[str, object] = dict(zip(("image_dir", "label_dir"), make_pairs(), strict=True))
+    with pytest.raises(TypeError, match=rf"`{argument}` must be the path of a folder; got \['a'\]"):
+        SegmentationDataset(**(folders | {argument: ["a"]}))  # type: ignore[arg-type]
+
+
 def test_contradicting_classes(make_pairs: Maker) -> None:
     with pytest.raises(ValueError, match="`num_classes` 5 and the 3 `classes` contradict each other"):
         SegmentationDataset(*make_pairs(), num_classes=5, classes=Classes.numbered(3))

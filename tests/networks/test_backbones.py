@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
-from piecewise_training.networks import TimmSegmenter, build_unary
+from piecewise_training.networks import TimmSegmenter, backbones, build_unary
 from piecewise_training.networks.backbones import _rename
 
 
@@ -21,6 +26,7 @@ def test_scores_at_a_quarter(output_stride: int, height: int, width: int) -> Non
     net = TimmSegmenter("mobilenetv3_small_050", 5, output_stride, pretrained=False).eval()
     assert net.backbone.feature_info.reduction()[-1] == output_stride
     assert net(torch.zeros(2, 3, height, width)).shape == (2, 5, -(-height // 4), -(-width // 4))
+    assert [output_stride * branch[0].dilation[0] for branch in net.decoder.branches[1:]] == [96, 192]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
@@ -51,6 +57,64 @@ def test_impossible_stride() -> None:
         TimmSegmenter("resnet18", 5, output_stride=4, pretrained=False)
     with pytest.raises(ValueError, match="'vit_tiny_patch16_224' gives no feature maps at output stride 16"):
         TimmSegmenter("vit_tiny_patch16_224", 5, pretrained=False)
+
+
+def test_no_early_feature_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = torch.nn.Module()
+    extractor.feature_info = SimpleNamespace(reduction=lambda: [8, 16], channels=lambda: [4, 8])  # type: ignore[assignment]
+    monkeypatch.setattr(backbones, "feature_extractor", lambda *_: extractor)
+    for reduction in ([8, 16], [4]):
+        extractor.feature_info.reduction = lambda reduction=reduction: reduction
+        with pytest.raises(ValueError, match="`unary` 'resnet18' has no feature map at stride 4 or less to find bord"):
+            TimmSegmenter("resnet18", 5, pretrained=False)
+
+
+def answers(_: str, filename: str, *, cached: Any) -> Any:
+    """As `huggingface_hub.try_to_load_from_cache`."""
+    assert filename == "model.safetensors"
+    return cached
+
+
+def test_cached_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {"stem.weight": torch.randn(2, 3)}
+    save_file(expected, tmp_path / "cached.safetensors")
+    cache = partial(answers, cached=str(tmp_path / "cached.safetensors"))
+    monkeypatch.setattr(backbones.huggingface_hub, "try_to_load_from_cache", cache)
+    monkeypatch.setattr(backbones.socket, "getaddrinfo", lambda *_: pytest.fail("it asks for the network"))
+    found = backbones._fetch("resnet18")
+    assert found.keys() == expected.keys()
+    assert torch.equal(found["stem.weight"], expected["stem.weight"])
+
+
+@pytest.mark.parametrize("cached", [None, object()])  # not looked for yet, and known not to be there
+def test_weights_that_are_not_cached_are_fetched_if_there_is_a_network(
+    cached: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def resolve(host: str, port: int) -> None:
+        asked.append((host, port))
+        if len(asked) == 1:
+            raise socket.gaierror("Name or service not known")
+
+    network = torch.nn.Linear(2, 3)
+    monkeypatch.setattr(backbones.huggingface_hub, "try_to_load_from_cache", partial(answers, cached=cached))
+    monkeypatch.setattr(backbones.huggingface_hub.constants, "ENDPOINT", "https://hub.test/models")
+    monkeypatch.setattr(backbones.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(backbones.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(backbones.timm, "create_model", lambda name, pretrained: asked.append(name) or network)
+    with pytest.raises(socket.gaierror, match="Name or service not known"):
+        backbones._fetch("resnet18")
+    assert backbones._fetch("resnet18").keys() == network.state_dict().keys()
+    proxies = {"https": "http://proxy.test"}  # which resolves names itself
+    monkeypatch.setattr(backbones.urllib.request, "getproxies", lambda: proxies)
+    backbones._fetch("resnet34")
+    assert asked == [("hub.test", 443), ("hub.test", 443), "resnet18", "resnet34"]
+
+
+def test_weights_that_nobody_has() -> None:
+    with pytest.raises(LookupError, match="timm publishes no weights for darknet17"):
+        backbones._fetch("darknet17")
 
 
 def test_channels_last() -> None:
