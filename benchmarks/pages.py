@@ -86,6 +86,35 @@ def crf_levers(report: Report, title: str = "What was tried for stage 2") -> str
     )
 
 
+def crf_scores(report: Report, title: str = "On whose scores stage 2 learns") -> str:
+    """What a CRF brings that was learned on the scores of earlier weights."""
+    cells = [
+        (
+            name,
+            100 * row["train_miou"],
+            100 * row["miou"],
+            100 * row["borders"]["trimap_4"],
+            100 * row["borders"]["boundary_iou"],
+            *(f"{100 * iou:.0f}" for iou in row["iou"]),
+        )
+        for name, row in report["rows"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"# {title}: {data_name(report)}",
+            "A network is surer and better on the images that it was trained on than on others, and a CRF that learns "
+            "on these scores learns to trust it. Weights from earlier in such a training err there as the last ones do "
+            f"on new images. Each CRF is learned on the scores of {report['images']} training images by the network "
+            f"itself or by weights of an earlier epoch, in {report['epochs']} epochs, one seed, and judged after the "
+            "last on all validation images as the network itself scores them; in per cent. The first column is the "
+            "mIoU on the training images of the scores that it learned on.",
+            markdown(["", "on train", "mIoU", "trimap 4 px", "boundary IoU", *report["classes"]], cells),
+            origin(report),
+            f"The configuration of the network's run:\n\n```yaml\n{report['run'].strip()}\n```",
+        ]
+    )
+
+
 def why_piecewise(report: Report, data: str, plot: str) -> str:
     """Piecewise, independent and joint training."""
     rows = report["rows"]
@@ -264,6 +293,10 @@ PAGES: dict[str, Callable[..., str]] = {
     "crf_levers_recipe": partial(crf_levers, title="Stage 2 on the network of the recipe"),
     "crf_levers_untuned": partial(crf_levers, title="Stage 2 on the network before it was tuned"),
     "crf_levers_seed2": partial(crf_levers, title="Stage 2 on the recipe's network from another start"),
+    "crf_scores": crf_scores,
+    "crf_scores_seed2": partial(crf_scores, title="On whose scores stage 2 learns, from another start"),
+    "crf_limits": partial(crf_levers, title="How far stage 2 could go on the recipe's network"),
+    "crf_limits_seed2": partial(crf_levers, title="How far stage 2 could go from another start"),
     "why_piecewise": partial(why_piecewise, data="drawn scenes", plot="why_piecewise.png"),
     "why_piecewise_camvid": partial(why_piecewise, data="CamVid", plot="why_piecewise_camvid.png"),
     "context_ablation": partial(

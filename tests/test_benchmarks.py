@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import context_ablation  # noqa: E402
 import crf_gain  # noqa: E402
 import crf_levers  # noqa: E402
+import crf_scores  # noqa: E402
 import degraded_labels  # noqa: E402
 import measuring  # noqa: E402
 import pages  # noqa: E402
@@ -104,6 +105,16 @@ def test_levers_of_stage_2(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "a limit" in pages.crf_levers(again)
     with pytest.raises(SystemExit, match=r"levers\.json holds rows of another epochs: give another --output\."):
         run_script(crf_levers, monkeypatch, output, "--run", str(tiny_run), "--every", "1", "--variants", variants[0])
+
+
+@pytest.mark.slow
+def test_scores_of_earlier_weights(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = tiny_run / "checkpoints/stage1/last.ckpt"
+    options = ("--run", str(tiny_run), "--every", "1", "--epochs", "1", "--earlier", str(last))
+    report = run_script(crf_scores, monkeypatch, tmp_path / "scores.json", *options)
+    sources = [f"{source}, {kernels}" for source in ("the network itself", "epoch 1") for kernels in crf_scores.KERNELS]
+    assert names(report) == ["no CRF", *sources]
+    assert "| epoch 1, 6 px and 8 grey levels |" in pages.crf_scores(report)
 
 
 @pytest.mark.slow
