@@ -261,6 +261,8 @@ class TrainConfig:
             stage 1, which has no context_epochs then.
         loss: Loss of the CNN.
         crf_loss: Loss of the CRF, on its marginals; cross_entropy is their negative log-likelihood.
+        crf_scores_at: Share of stage 1's epochs after which weights are kept on whose scores stage 2 learns: they err
+            on training images as the trained network errs on new ones. 0 takes the trained network's own.
         class_weights: Weights of the classes in the loss, counted from the training labels.
         ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down an x86 CPU without
@@ -277,6 +279,7 @@ class TrainConfig:
     context_training: ContextTraining = "after"
     loss: Loss = "cross_entropy"
     crf_loss: Loss = "cross_entropy"
+    crf_scores_at: float = 0.0
     class_weights: ClassWeights = "none"
     ema: float = 0.0
     precision: Precision = "32"

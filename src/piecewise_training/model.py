@@ -159,18 +159,24 @@ class PiecewiseTrainedModel(nn.Module):
         logits = self.enlarged(nodes.scores, image)
         return logits, self.refine(image, logits, self.contextual(image, nodes)) if apply_crf else None
 
-    def score_nodes(self, image: Float[Tensor, "b 3 h w"]) -> Nodes:
+    def score_nodes(self, image: Float[Tensor, "b 3 h w"], network: nn.Module | None = None) -> Nodes:
         """The unary network's scores in its own resolution, and with a context those of the nodes and their features.
+
+        Args:
+            image: (B, 3, H, W), normalised as ImageNet.
+            network: another one of the same kind, whose scores are wanted instead.
 
         Where the places of the feature map lie closer together than the context's `stride`, a node is the mean of
         several. The paper's nodes lie 16 pixels apart; on a fine map a box holds as much of the image in more edges.
         """
-        network: Any = self.unary  # of which a context wants more than that it can be called
+        own: Any = (
+            self.unary if network is None else network
+        )  # of which a context wants more than that it can be called
         image = self._continued(image)
         if self.context is None:
-            return Nodes(self._checked(network(image)))
-        features = network.feature_map(image)
-        scores = self._checked(network.score(features))
+            return Nodes(self._checked(own(image)))
+        features = own.feature_map(image)
+        scores = self._checked(own.score(features))
         size = node_grid(image.shape[2:], features.shape[2:], self.context.stride)
         return Nodes(scores, area_means(scores, size), area_means(features, size))
 

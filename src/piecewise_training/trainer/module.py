@@ -26,18 +26,25 @@ class StageModule(Learner):
         stage: what to train, and on which losses.
         config: losses and optimizer.
         weight: of each class in the losses.
+        scorer: whose scores the CRF learns on, if not the model's own network's, by which it is judged all the same.
     """
 
     class_weight: Tensor | None
     remedy = "Lower `learning_rate`, or set `clip`; with `precision` 32 there is less room for it."
 
     def __init__(
-        self, model: PiecewiseTrainedModel, stage: Stage, config: TrainConfig, weight: Tensor | None = None
+        self,
+        model: PiecewiseTrainedModel,
+        stage: Stage,
+        config: TrainConfig,
+        weight: Tensor | None = None,
+        scorer: torch.nn.Module | None = None,
     ) -> None:
         super().__init__(stage.name, model.num_classes)
         self.model = model
         self.stage = stage
         self.config = config
+        self._scorer = () if scorer is None else (scorer,)  # no part of what is trained and saved
         self.register_buffer("class_weight", weight, persistent=False)
         # Normalisation whose weights the user has frozen keeps its statistics, too.
         self._frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and _is_frozen(m)]
@@ -66,7 +73,7 @@ class StageModule(Learner):
         del index
         image, target = batch
         checks.labels(target, self.model.num_classes)
-        nodes, logits, log_q = self._forward(image)
+        nodes, logits, log_q = self._forward(image, *(network.to(image.device) for network in self._scorer))
         loss = self._loss(nodes, logits, log_q, target)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), prog_bar=True, sync_dist=True)
         return loss
@@ -114,8 +121,8 @@ class StageModule(Learner):
     def _steps_an_epoch(self) -> int:
         return max(1, int(self.trainer.estimated_stepping_batches) // self.stage.epochs)
 
-    def _forward(self, image: Tensor) -> tuple[Nodes, Tensor, Tensor | None]:
-        nodes = self.model.score_nodes(image)
+    def _forward(self, image: Tensor, network: torch.nn.Module | None = None) -> tuple[Nodes, Tensor, Tensor | None]:
+        nodes = self.model.score_nodes(image, network)
         logits = self.model.enlarged(nodes.scores, image)
         if not self.stage.crf_weight:
             return nodes, logits, None

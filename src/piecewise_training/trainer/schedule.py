@@ -109,6 +109,8 @@ def check_config(config: TrainConfig) -> None:
                 raise ValueError(f"`{name}` must be one of {known}; got {getattr(owner, name)!r}.")
     if not 0 <= config.ema < 1:
         raise ValueError(f"`ema` must be from 0 to below 1; got {config.ema}.")
+    if not 0 <= config.crf_scores_at < 1:
+        raise ValueError(f"`crf_scores_at` must be from 0 to below 1; got {config.crf_scores_at}.")
     if config.patience < 0:
         raise ValueError(f"`patience` must be at least 0; got {config.patience}.")
     _check_ranges(optim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import zlib
@@ -16,7 +17,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from piecewise_training import processes
@@ -29,11 +30,14 @@ from piecewise_training.trainer.callbacks import AbsentClasses, History, Progres
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
+from piecewise_training.trainer.earlier import EarlierWeights, earlier_network
 from piecewise_training.trainer.judge import PREFIX, Judge
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
 from piecewise_training.writing import atomic_write
+
+logger = logging.getLogger(__name__)
 
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
@@ -112,6 +116,7 @@ class PiecewiseTrainer:
         self._counted: Any = None  # what the weights of the classes were counted on
         self._judge = Judge(model, self.group.first)
         self._absent = AbsentClasses(model.classes.names)
+        self._earlier: nn.Module | None = None  # the network as it was in stage 1
 
     @property
     def best_miou(self) -> float | None:
@@ -234,6 +239,8 @@ class PiecewiseTrainer:
                 history = self._fit(stage, folder, train_loader, val_loader, resume)
                 self.group.wait()
             self._load_best(folder)
+            if stage.name == "stage1":
+                self._earlier = earlier_network(self.model, folder)
             self.group.wait()  # all have read before anything is written over or removed
             if history["val_miou"]:
                 self._judge.after(stage, folder, start, max(history["val_miou"]))
@@ -301,7 +308,7 @@ class PiecewiseTrainer:
             train_loader.generator.manual_seed(seed)
         train_loader = self.group.training_share(train_loader, self.seed)
         val_loader = self.group.validation_share(val_loader)
-        module = StageModule(self.model, stage, self.config, weight)
+        module = StageModule(self.model, stage, self.config, weight, self._scorer(stage))
         module.train()
         history = History()
         with quiet(), interruptible():
@@ -315,6 +322,8 @@ class PiecewiseTrainer:
         callbacks: list[Callback] = [history, self._absent, *checkpoints(folder, validates)]
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
+        if self.config.crf_scores_at and stage.name == "stage1":
+            callbacks.append(EarlierWeights(folder, max(1, round(self.config.crf_scores_at * stage.epochs))))
         if self.config.ema:
             callbacks.append(mean_of_weights(self.config.ema))
         if self.progress:
@@ -335,6 +344,20 @@ class PiecewiseTrainer:
             default_root_dir=folder,
             **self._devices(),
         )
+
+    def _scorer(self, stage: Stage) -> nn.Module | None:
+        """Whose scores a stage learns on, if not the model's own network's."""
+        if not self.config.crf_scores_at or stage.trains_unary or not stage.trains_crf:
+            return None
+        if self.model.context is None and self._earlier is not None:
+            return self._earlier
+        why = (
+            f"no weights of earlier in stage 1 were kept, as `crf_scores_at` {self.config.crf_scores_at} asks"
+            if self.model.context is None
+            else "a contextual CRF reads the trained network's features, whatever `crf_scores_at` says"
+        )
+        logger.warning("%s learns on the trained network's own scores: %s", stage.name, why)
+        return None
 
     def _devices(self) -> dict[str, Any]:
         group = self.group
