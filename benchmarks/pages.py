@@ -167,7 +167,9 @@ def curves(report: Report) -> Figure:
             alone = 0 if name.startswith("joint") else row["epochs"][0]  # the stage that is judged without a CRF
             look = {"color": colour, "linewidth": 1, "alpha": 0.8}
             axis.plot(seconds[:alone], shares[:alone], ":", **look)
-            axis.plot(seconds[alone:], shares[alone:], label=name if place == 0 else None, **look)
+            axis.plot(
+                seconds[alone:], shares[alone:], marker="o", markersize=3, label=name if place == 0 else None, **look
+            )
     return _labelled(figure, axis, "seconds of training", "validation mIoU, %")
 
 
