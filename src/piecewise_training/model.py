@@ -169,9 +169,8 @@ class PiecewiseTrainedModel(nn.Module):
         Where the places of the feature map lie closer together than the context's `stride`, a node is the mean of
         several. The paper's nodes lie 16 pixels apart; on a fine map a box holds as much of the image in more edges.
         """
-        own: Any = (
-            self.unary if network is None else network
-        )  # of which a context wants more than that it can be called
+        # A context wants more of a network than that it can be called.
+        own: Any = self.unary if network is None else network
         image = self._continued(image)
         if self.context is None:
             return Nodes(self._checked(own(image)))
