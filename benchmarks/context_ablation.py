@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -101,11 +100,7 @@ class Ablation:
         """That of the run, or the last of those that are trained."""
         if self.run is not None:
             model = self.model(self.settings.model.featmap, None)
-            saved = torch.load(self.run / "checkpoints/stage1/best.ckpt", map_location="cpu", weights_only=True)
-            prefix = "model.unary."
-            model.unary.load_state_dict(
-                {n.removeprefix(prefix): w for n, w in saved["state_dict"].items() if n.startswith(prefix)}
-            )
+            measuring.take_weights(model, self.run / "checkpoints/stage1/best.ckpt")
             self.judge("the network alone", model, 0.0, ("unary",))
             return model
         for name, featmap in NETWORKS.items():

@@ -174,9 +174,7 @@ def main() -> None:
     train_set, val_set = build_datasets(settings.data, settings.seed)
     assert train_set.classes is not None
     model = build_model(settings.model, train_set.classes, settings.seed).eval()
-    weights = torch.load(arguments.run / "checkpoints/stage1/best.ckpt", map_location="cpu", weights_only=True)
-    own_weights = {n.removeprefix("model."): w for n, w in weights["state_dict"].items() if n.startswith("model.")}
-    model.load_state_dict(own_weights)
+    measuring.take_weights(model, arguments.run / "checkpoints/stage1/best.ckpt")
     plain = copy.copy(train_set)
     plain.transform = None
     train_set.transform = augmentation(

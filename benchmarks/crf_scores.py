@@ -22,23 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import measuring
-import torch
 from crf_levers import VARIANTS, judge, learn, score, settings_of
 
 from piecewise_training.cli.results import build_model
 from piecewise_training.dataset import build_datasets
-from piecewise_training.model import PiecewiseTrainedModel
 
 KERNELS = {"as configured": "as configured", "6 px and 8 grey levels": "this kernel instead of the widest"}
-
-
-def take_weights(model: PiecewiseTrainedModel, checkpoint: Path) -> int:
-    """Gives the network the weights of a checkpoint of stage 1, and tells after how many epochs they were."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    prefix = "model.unary."
-    own = {name.removeprefix(prefix): w for name, w in saved["state_dict"].items() if name.startswith(prefix)}
-    model.unary.load_state_dict(own)
-    return int(saved["epoch"]) + 1
 
 
 def table(rows: dict[str, Any]) -> str:
@@ -69,7 +58,7 @@ def main() -> None:
     plain, classes = copy.copy(train_set), len(train_set.classes)
     plain.transform = None
     best = arguments.run / "checkpoints/stage1/best.ckpt"
-    take_weights(model, best)
+    measuring.take_weights(model, best)
     held_out = score(model, val_set, 1)
     learned_on = {
         "run": (arguments.run / "config.yaml").read_text(),
@@ -84,9 +73,13 @@ def main() -> None:
         measuring.write_report(arguments.output, {**measuring.surroundings(), **learned_on, "rows": rows}, table(rows))
         print(table({name: rows[name]}), flush=True)
 
+    sources: dict[str, Path] = {}
     for checkpoint in (best, *arguments.earlier):
-        epoch = take_weights(model, checkpoint)
+        epoch = measuring.take_weights(model, checkpoint)
         source = "the network itself" if checkpoint == best else f"epoch {epoch}"
+        if source in sources:
+            sys.exit(f"{checkpoint} and {sources[source]} are of one epoch, whose rows would have one name: give one.")
+        sources[source] = checkpoint
         if all(f"{source}, {kernels}" in rows for kernels in KERNELS):
             continue
         scored = score(model, plain, arguments.every)

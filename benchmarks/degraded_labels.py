@@ -107,7 +107,7 @@ class Spoilt(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def learned(data: SegmentationDataset, spoil: Spoil, loss: Loss, every: int) -> tuple[DenseCRF, bool]:
-    """A CRF that has learned to mend labels that were spoilt so, and whether it did: no epoch was better than none."""
+    """A CRF that has learned to mend labels that were spoilt so, and whether it did, or no epoch was as good."""
     crf = DenseCRF(
         data.num_classes,
         kernels=KERNELS,

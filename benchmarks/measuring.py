@@ -22,6 +22,7 @@ from piecewise_training import __version__
 from piecewise_training.cli.machine import processor
 from piecewise_training.inference import Result
 from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
+from piecewise_training.model import PiecewiseTrainedModel
 
 PACKAGES = ("torch", "numpy", "numba", "timm", "pydensecrf2", "crfseg")  # whose version a figure may hang on
 
@@ -49,6 +50,15 @@ def _measure_peak(send: Any, prepare: Callable[..., Callable[[], object]], *argu
     call()
     status = Path("/proc/self/status").read_text()
     send.send(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 - before)
+
+
+def take_weights(model: PiecewiseTrainedModel, checkpoint: Path) -> int:
+    """Gives the network the weights of a checkpoint of stage 1, and tells after how many epochs they were."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    prefix = "model.unary."
+    own = {name.removeprefix(prefix): w for name, w in saved["state_dict"].items() if name.startswith(prefix)}
+    model.unary.load_state_dict(own)
+    return int(saved["epoch"]) + 1
 
 
 class Tally:

@@ -115,6 +115,8 @@ def test_scores_of_earlier_weights(tiny_run: Path, tmp_path: Path, monkeypatch: 
     sources = [f"{source}, {kernels}" for source in ("the network itself", "epoch 1") for kernels in crf_scores.KERNELS]
     assert names(report) == ["no CRF", *sources]
     assert "| epoch 1, 6 px and 8 grey levels |" in pages.crf_scores(report)
+    with pytest.raises(SystemExit, match=r"are of one epoch, whose rows would have one name: give one\."):
+        run_script(crf_scores, monkeypatch, tmp_path / "scores.json", *options, str(last))
 
 
 @pytest.mark.slow
@@ -130,6 +132,9 @@ def test_gains_and_context(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.M
     report = run_script(context_ablation, monkeypatch, tmp_path / "context.json", *options)
     assert names(report) == [last, *context_ablation.CONTEXTS]
     assert "Stage 2 gave the relations these factors" in pages.context_ablation(report, "Parts", "Context")
+    monkeypatch.setattr(context_ablation, "CONTEXTS", {"+ dense CRF": None})
+    report = run_script(context_ablation, monkeypatch, tmp_path / "of_run.json", "--run", str(tiny_run))
+    assert names(report) == ["the network alone", "+ dense CRF"]
 
 
 @pytest.mark.slow

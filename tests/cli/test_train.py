@@ -381,6 +381,9 @@ def test_images_that_a_network_was_trained_on_do_not_judge_it_unsaid(
     assert main(["evaluate", "--model", str(run), *copied]) == 0
     assert "6 of the 8 images to be judged on, such as " in caplog.text
     assert known in caplog.text
+    listed = tmp_path / "all.txt"
+    listed.write_text("\n".join("abcdefgh"))  # which leaves none for training, and none is wanted
+    assert main(["evaluate", "--model", str(run), *copied, "--data.val_list", str(listed)]) == 0
 
 
 def test_somebodys_split_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
