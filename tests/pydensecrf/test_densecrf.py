@@ -237,6 +237,63 @@ def test_parameters_go_round() -> None:
     assert d.inference(2).shape == before.shape
 
 
+def test_a_matrix_of_parameters_goes_by_columns() -> None:
+    """As that of the C++'s Eigen does."""
+    rng = np.random.default_rng(0)
+    features, matrix = rng.random((2, 9)), np.array([[1.0, 2.0], [0.0, 1.0]])
+    unary = rng.random((2, 9))
+    found = []
+    for own, parameters in ((features, matrix.T.reshape(-1)), (matrix @ features, np.eye(2).reshape(-1))):
+        d = ours.DenseCRF(9, 2)
+        d.setUnaryEnergy(unary)
+        d.addPairwiseEnergy(own, 3.0, ours.FULL_KERNEL)
+        d.setKernelParameters(parameters)
+        np.testing.assert_array_equal(d.kernelParameters(), np.float32(parameters))
+        found.append(d.inference(2))
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_a_parameter_of_0_has_a_gradient_of_0() -> None:
+    rng = np.random.default_rng(0)
+    d = ours.DenseCRF(9, 2)
+    d.setUnaryEnergy(rng.random((2, 9)))
+    d.addPairwiseEnergy(rng.random((2, 9)), 3.0)
+    d.setKernelParameters([0.0, 1.0])
+    with torch.no_grad():
+        found = d.gradient(2, lambda log_q: log_q[0, :4].sum())
+    assert found.kernel[0] == 0
+    assert np.isfinite(found.kernel[1])
+    assert found.kernel[1] != 0
+
+
+@pytest.mark.parametrize("kind", [ours.CONST_KERNEL, ours.DIAG_KERNEL, ours.FULL_KERNEL])
+def test_whatever_tensors_are_by_default(kind: int) -> None:
+    def found() -> list[np.ndarray]:
+        rng = np.random.default_rng(0)
+        d = ours.DenseCRF2D(6, 5, 3)
+        d.setUnaryEnergy(rng.random((3, 30)))
+        d.addPairwiseGaussian(2, 3 * np.eye(3), kind)
+        d.addPairwiseBilateral((4, 3), 9, rng.integers(0, 256, (5, 6, 3)), -np.ones(3), kind)
+        d.setKernelParameters(d.kernelParameters())
+        d.setLabelCompatibilityParameters(d.labelCompatibilityParameters())
+        q = d.startInference()[0]
+        d.stepInference(q)
+        gradients = d.gradient(2, lambda log_q: log_q[0, 3])
+        return [d.inference(3), q, gradients.unary, gradients.compatibility, gradients.kernel]
+
+    expected = found()
+    try:
+        for device, dtype in (("meta", torch.float32), (None, torch.float64)):  # meta stands for a GPU
+            torch.set_default_device(device)
+            torch.set_default_dtype(dtype)
+            for own, other in zip(found(), expected, strict=True):
+                assert own.dtype == np.float32
+                np.testing.assert_array_equal(own, other)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
 def test_gradients_are_differences() -> None:
     """To all energies and parameters, against central differences of the objective."""
     rng = np.random.default_rng(0)
@@ -290,7 +347,7 @@ def exact_gradient(
         log_q = (logits + 2 * log_q.exp() @ (norm[:, None] * kernel * norm)).log_softmax(0)
     objective(log_q).backward()  # type: ignore[no-untyped-call]
     assert scale.grad is not None
-    return scale.grad.flatten().numpy()
+    return scale.grad.t().flatten().numpy()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +366,7 @@ def test_the_gradient_to_a_kernels_parameters_is_that_of_the_exact_sum(kind: int
     d = ours.DenseCRF(40, 3)
     d.setUnaryEnergy(unary)
     d.addPairwiseEnergy(features, 2.0, kind)
-    d.setKernelParameters(np.float32(scale).reshape(-1))
+    d.setKernelParameters(np.float32(scale).T.reshape(-1))  # a matrix by its columns
     expected = exact_gradient(unary, features, torch.tensor(scale), objective)
     found = d.gradient(2, objective).kernel
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
@@ -375,6 +432,14 @@ def with_energy() -> Any:
             r"`compat` must be a number, \(3,\) or \(3, 3\); got \(4,\)",
         ),
         (lambda: crf().addPairwiseGaussian(3, np.nan), "`compat` must be finite"),
+        (
+            lambda: crf().addPairwiseBilateral(3, 3, np.full((4, 5, 3), np.nan), 1),
+            "`rgbim` must be finite; 60 of 60 values are not",
+        ),
+        (
+            lambda: ours.DenseCRF2D(320, 240, 5).addPairwiseEnergy(np.zeros((76800, 5)), 1),  # (N, F)
+            r"`features` must be \(F, 76800\); got \(76800, 5\)",
+        ),
         (lambda: crf().addPairwiseGaussian(0, 3), "`sxy` must be a number above 0 or 2 of them; got 0"),
         (lambda: crf().addPairwiseGaussian((1, 2, 3), 3), "`sxy` must be a number above 0 or 2 of them"),
         (

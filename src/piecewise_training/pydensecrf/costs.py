@@ -44,16 +44,16 @@ class Costs:
                 stacklevel=3,
             )
         symmetric = torch.from_numpy((found + found.T) / 2)
-        rows, columns = torch.triu_indices(labels, labels)
+        rows, columns = torch.triu_indices(labels, labels, device="cpu")
         return cls(symmetric[rows, columns], 2, labels)
 
     def of(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight and compatibility, as `PairwiseTerm` takes them, of such parameters."""
         if self.kind == 0:
             return parameters[0], None
-        one = torch.ones(())
+        one = torch.ones_like(parameters[0])
         if self.kind == 1:
             return one, -parameters
-        rows, columns = torch.triu_indices(self.labels, self.labels)
-        upper = torch.zeros(self.labels, self.labels).index_put((rows, columns), parameters)
+        rows, columns = torch.triu_indices(self.labels, self.labels, device="cpu")
+        upper = parameters.new_zeros(self.labels, self.labels).index_put((rows, columns), parameters)
         return one, upper + upper.triu(1).T

@@ -108,10 +108,10 @@ class _Pairwise:
         return PairwiseTerm(kernel, *self.costs.of(self.costs.parameters if parameters is None else parameters))
 
     def _kernel(self, scale: Tensor) -> GaussianKernel:
-        features, bandwidths = self.features, torch.ones(self.features.shape[1])
+        features, bandwidths = self.features, self.features.new_ones(self.features.shape[1])
         if scale.ndim == 2:
             features = (scale @ features[0])[None]
-        elif bool((scale < 0).any()):
+        elif bool((scale <= 0).any()):
             features = scale[:, None] * features
         elif scale.numel():
             bandwidths = 1 / scale
@@ -194,13 +194,16 @@ class DenseCRF:
 
         Raises:
             ValueError: a shape does not fit, a value is not finite, or a constant is unknown.
+            MemoryError: there is not enough memory, and says how much is needed.
         """
+        shape = np.shape(features)
+        if len(shape) != 2 or shape[1] != self._points:
+            raise ValueError(f"`features` must be (F, {self._points}); got {shape}.")
+        self._require_memory(shape[0])
         found = _matrix("features", features)
-        if found.shape[1] != self._points:
-            raise ValueError(f"`features` must be (F, {self._points}); got {found.shape}.")
         values = torch.from_numpy(found)[None]
         dims = len(found)
-        scale = {0: torch.ones(0), 1: torch.ones(dims), 2: torch.eye(dims)}[KernelType(kernel)]
+        scale = torch.from_numpy({0: np.ones(0), 1: np.ones(dims), 2: np.eye(dims)}[KernelType(kernel)]).float()
         name = _NORMALIZATIONS[NormalizationType(normalization)]
         self._pairwise.append(_Pairwise(values, scale, Costs.read(compat, self._labels), name))
 
@@ -210,8 +213,7 @@ class DenseCRF:
         Raises:
             MemoryError: there is not enough memory, and says how much is needed.
         """
-        energies = torch.from_numpy(self._unary).reshape(1, self._labels, *self._shape)
-        require_memory(energies, [pairwise.features.shape[1] for pairwise in self._pairwise])
+        self._require_memory()
         return self._run([pairwise.term() for pairwise in self._pairwise], niter)
 
     def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # noqa: N802
@@ -241,14 +243,17 @@ class DenseCRF:
             pairwise.costs.parameters = part
 
     def kernelParameters(self) -> np.ndarray:  # noqa: N802
-        """What features are multiplied by: none of a constant kernel, F of a diagonal one, F² of a full one."""
-        return _joined([pairwise.scale for pairwise in self._pairwise])
+        """What features are multiplied by: none of a constant kernel, F of a diagonal one, F² of a full one by columns.
+
+        A full one's are the matrix that the features (F, N) are multiplied by from the left.
+        """
+        return _joined([pairwise.scale.t() for pairwise in self._pairwise])
 
     def setKernelParameters(self, v: np.ndarray) -> None:  # noqa: N802
         """Sets what `kernelParameters` gives."""
         parts = _parted("v", v, [pairwise.scale for pairwise in self._pairwise])
         for pairwise, part in zip(self._pairwise, parts, strict=True):
-            pairwise.scale, pairwise.fixed = part, None
+            pairwise.scale, pairwise.fixed = part.t(), None
 
     def gradient(self, niter: int, objective: Callable[[Tensor], Tensor]) -> Gradients:
         """An objective of the marginals and its gradients to everything.
@@ -263,6 +268,10 @@ class DenseCRF:
             >>> crf.gradient(1, lambda log_q: log_q[0].sum()).unary.shape
             (2, 2)
         """
+        with torch.enable_grad():
+            return self._gradients(niter, objective)
+
+    def _gradients(self, niter: int, objective: Callable[[Tensor], Tensor]) -> Gradients:
         unary = torch.from_numpy(self._unary.copy()).requires_grad_()
         scales = [pairwise.scale.clone().requires_grad_() for pairwise in self._pairwise]
         costs = [pairwise.costs.parameters.clone().requires_grad_() for pairwise in self._pairwise]
@@ -273,7 +282,13 @@ class DenseCRF:
         value.backward()  # type: ignore[no-untyped-call]
         found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in (unary, *costs, *scales)]
         middle = 1 + len(costs)
-        return Gradients(float(value.detach()), found[0].numpy(), _joined(found[1:middle]), _joined(found[middle:]))
+        to_scales = [own.t() for own in found[middle:]]
+        return Gradients(float(value.detach()), found[0].numpy(), _joined(found[1:middle]), _joined(to_scales))
+
+    def _require_memory(self, *new: int) -> None:
+        """Raises a MemoryError where there is too little for the energies so far, and one over so many features."""
+        energies = torch.from_numpy(self._unary).reshape(1, self._labels, *self._shape)
+        require_memory(energies, [*(pairwise.features.shape[1] for pairwise in self._pairwise), *new])
 
     def _run(self, terms: Sequence[PairwiseTerm], niter: int) -> np.ndarray:
         with torch.no_grad():
@@ -323,7 +338,9 @@ class DenseCRF2D(DenseCRF):
 
         Raises:
             ValueError: a bandwidth is not above 0; or see `addPairwiseEnergy`.
+            MemoryError: there is not enough memory, and says how much is needed.
         """
+        self._require_memory(2)
         self.addPairwiseEnergy(self._place(sxy), compat, kernel, normalization)
         if np.ndim(sxy) == 0:  # the lattice of a size of image is kept from one image to the next
             own = self._pairwise[-1]
@@ -351,12 +368,19 @@ class DenseCRF2D(DenseCRF):
             normalization: see `addPairwiseEnergy`.
 
         Raises:
-            ValueError: the image does not fit or a bandwidth is not above 0; or see `addPairwiseEnergy`.
+            ValueError: the image does not fit or is not finite, or a bandwidth is not above 0; or see
+                `addPairwiseEnergy`.
+            MemoryError: there is not enough memory, and says how much is needed.
         """
         image = np.asarray(rgbim)
         if image.ndim != 3 or image.shape[:2] != self._shape:
             height, width = self._shape
             raise ValueError(f"`rgbim` must be ({height}, {width}, C), (H, W, C); got {image.shape}.")
+        self._require_memory(2 + image.shape[2])
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise ValueError(
+                f"`rgbim` must be finite; {int((~np.isfinite(image)).sum())} of {image.size} values are not."
+            )
         stds = _bandwidths("srgb", srgb, image.shape[2])
         colour = image.reshape(-1, image.shape[2]).T.astype(np.float32) / stds
         self.addPairwiseEnergy(np.concatenate([self._place(sxy), colour]), compat, kernel, normalization)
@@ -397,7 +421,7 @@ def _matrix(name: str, value: Any) -> np.ndarray:
 
 
 def _joined(parts: Sequence[Tensor]) -> np.ndarray:
-    return torch.cat([torch.zeros(0), *(part.detach().flatten() for part in parts)]).numpy()
+    return np.concatenate([np.zeros(0, np.float32), *(part.detach().flatten().numpy() for part in parts)])
 
 
 def _parted(name: str, values: np.ndarray, like: Sequence[Tensor]) -> list[Tensor]:
