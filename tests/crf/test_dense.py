@@ -194,14 +194,19 @@ def test_compatibility_of_another_precision() -> None:
 @pytest.mark.parametrize("backend", ["auto", "reference", "exact"])
 def test_autocast_changes_nothing(spatial: Any, backend: Any) -> None:
     scores, image = scene(8, 9, 3)
-    bandwidth = torch.tensor(7.0, requires_grad=True)
-    options: dict[str, Any] = {"compatibility": torch.rand(2, 3, 3), "spatial": spatial, "backend": backend}
+    bandwidth, costs = torch.tensor(7.0, requires_grad=True), torch.rand(2, 3, 3, requires_grad=True)
+    options: dict[str, Any] = {"compatibility": costs, "spatial": spatial, "backend": backend}
     options |= {"bilateral_xy_std": bandwidth, "pos_xy_std": 2.25}
-    _fixed_spatial_kernel.cache_clear()  # which keeps the kernel of either call for the next one
-    with torch.autocast("cpu", torch.bfloat16):
-        log_q = dense_crf(scores, image, **options)
-    _fixed_spatial_kernel.cache_clear()
-    torch.testing.assert_close(log_q, dense_crf(scores, image, **options))
+    found = []
+    for enabled in (True, False):
+        _fixed_spatial_kernel.cache_clear()  # which keeps the kernel of either call for the next one
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            log_q = dense_crf(scores, image, **options)
+            slopes = torch.autograd.grad(log_q[:, 0].mean(), (bandwidth, costs))
+            # The slower ways' costs are multiplied by torch, whose product is as autocast wants it on the way back.
+            found.append([log_q, *(slopes if (spatial, backend) == ("lattice", "auto") else ())])
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.parametrize("backend", ["numba", "reference"])
@@ -317,6 +322,8 @@ GOOD = torch.zeros(1, 2, 4, 5), torch.zeros(1, 3, 4, 5)
     [
         ([[0.0]], GOOD[1], {}, TypeError, r"`scores` must be a torch.Tensor or a NumPy array; got a list of 1\."),
         (GOOD[0][0], GOOD[1], {}, ValueError, r"`scores` must be \(B, C, H, W\); got \(2, 4, 5\) float32. Add a batch"),
+        (GOOD[0][0, 0], GOOD[1][0], {}, ValueError, r"`scores` must be \(K, H, W\), or \(B, K, H, W\) .* got \(4, 5\)"),
+        (GOOD[0][0], GOOD[1][0, 0], {}, ValueError, r"`image` must be \(C, H, W\), or \(B, C, H, W\) .* got \(4, 5\)"),
         (GOOD[0].long(), GOOD[1], {}, ValueError, "`scores` must be floating point"),
         (GOOD[0], GOOD[1][..., 1:], {}, ValueError, "must agree in batch, height and width; got .* Resize"),
         (GOOD[0][:0], GOOD[1][:0], {}, ValueError, "must not be empty"),

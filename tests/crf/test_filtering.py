@@ -174,12 +174,14 @@ def test_values_that_are_not_finite() -> None:
 @pytest.mark.parametrize("backend", ["reference", "exact"])
 def test_a_kernel_is_no_coarser_under_autocast(backend: Any) -> None:
     g = torch.Generator().manual_seed(0)
-    features, values = torch.randn(1, 3, 40, generator=g), torch.randn(1, 2, 40, generator=g)
-    expected = GaussianKernel(features, backend=backend, normalization="symmetric")(values)
-    with torch.autocast("cpu", torch.bfloat16):
-        kernel = GaussianKernel(features, backend=backend, normalization="symmetric")
-        found = kernel(values)
-    assert torch.equal(found, expected)
+    features, values = (torch.randn(1, size, 40, generator=g).requires_grad_() for size in (3, 2))
+    bandwidths = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            own = GaussianKernel(features, bandwidths, backend, "symmetric")(values)
+            found.append([own, *torch.autograd.grad(own[:, 0].mean(), (features, bandwidths, values))])
+    assert all(torch.equal(own, expected) for own, expected in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("backend", ["auto", "exact"])

@@ -213,6 +213,32 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     torch.testing.assert_close(log_q.float(), expected, rtol=0.05, atol=0.05)
 
 
+def test_parameters_that_have_diverged_are_named() -> None:
+    scores, image = scene(6, 7, 3)
+    for name, value in (("pos_w", torch.inf), ("bilateral_rgb_std", torch.nan)):
+        crf = DenseCRF(3)
+        with torch.no_grad():
+            getattr(crf, f"log_{name}").fill_(value)
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number"):
+            crf(scores, image)
+
+
+def test_a_replica_of_data_parallels() -> None:
+    """Its parameters are tensors that have a gradient to those of the whole."""
+    scores, image = scene(6, 7, 3)
+    crf = DenseCRF(3, temperature=True)
+    replica = crf._replicate_for_data_parallel()
+    for name, value in crf._parameters.items():
+        if value is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, value * 1)
+    log_q = replica(scores, image)
+    assert torch.equal(log_q, crf(scores, image))
+    log_q[:, 0].sum().backward()
+    assert all(value.grad is not None for value in crf.parameters())
+
+
 def test_what_is_no_tensor() -> None:
     with pytest.raises(TypeError, match=r"`unary_logits` must be a torch.Tensor; got \(2, 3\) float64 \(ndarray\)"):
         DenseCRF(3)(np.zeros((2, 3)), torch.zeros(1, 3, 2, 3))  # type: ignore[arg-type]

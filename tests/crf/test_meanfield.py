@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from piecewise_training.crf import Convergence, GaussianKernel, PairwiseTerm, dense_crf, mean_field
+from piecewise_training.crf.lattice import LatticeOperator
 from tests.crf import oracle
 from tests.crf.scenes import scene
 
@@ -200,6 +205,47 @@ def test_gradients_twice() -> None:
     log_q = dense_crf(work, image, iterations=3)
     first, second = (torch.autograd.grad(log_q[:, 0].sum(), work, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+def learned(scores: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    return dense_crf(scores, image, iterations=3)
+
+
+def test_what_is_kept_for_gradients_goes_with_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the result, or a loss of it, is kept: the next step would have to do with what memory is left."""
+    kept: list[weakref.ref[Any]] = []
+    infer = LatticeOperator.infer
+
+    def watched(self: LatticeOperator, *arguments: Any) -> Any:
+        found = infer(self, *arguments)
+        kept.extend(map(weakref.ref, found[1]))
+        return found
+
+    monkeypatch.setattr(LatticeOperator, "infer", watched)
+    scores, image = scene(12, 13, 3)
+    log_q = learned(scores.requires_grad_(), image)
+    assert [own() is None for own in kept] == [False]
+    log_q[:, 0].sum().backward(retain_graph=True)
+    assert [own() is None for own in kept] == [False]
+    log_q[:, 0].sum().backward()
+    gc.collect()
+    assert [own() is None for own in kept] == [True]
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "saved elsewhere"])
+def test_gradients_where_saved_tensors_are_not_kept_as_they_are(way: str) -> None:
+    scores, image = scene(12, 13, 3)
+    works = [scores.clone().requires_grad_() for _ in range(2)]
+    learned(works[0], image)[:, 0].sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone) if way != "checkpoint" else nullcontext():
+        log_q = (
+            checkpoint(learned, works[1], image, use_reentrant=False)
+            if way == "checkpoint"
+            else learned(works[1], image)
+        )
+    log_q[:, 0].sum().backward()
+    assert works[0].grad is not None
+    assert torch.equal(works[0].grad, works[1].grad)
 
 
 def test_features_that_are_learned() -> None:

@@ -53,6 +53,45 @@ def test_pydensecrfs_interface_says_so_too(monkeypatch: pytest.MonkeyPatch) -> N
         MemoryError, match=r"Refining 1 x 1300 x 1300 pixels of 2 classes needs about 0\.\d GB of memory"
     ):
         crf.inference(1)
+    image = np.broadcast_to(np.uint8(0), (1300, 1300, 3))
+    for add in (  # before anything large is made
+        lambda: crf.addPairwiseGaussian(3, 3),
+        lambda: crf.addPairwiseBilateral(80, 13, image, 10),
+        lambda: crf.addPairwiseEnergy(np.broadcast_to(np.float32(0), (5, 1300 * 1300)), 3),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("piecewise_training.pydensecrf.densecrf._matrix", None)
+            patch.setattr(DenseCRF2D, "_place", None)
+            with pytest.raises(MemoryError, match="Refining 1 x 1300 x 1300 pixels"):
+                add()
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-9}])
+def test_lattices_that_are_larger_than_usual_say_so(options: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise has several vertices a pixel, which is known only when they are there."""
+    rng = np.random.default_rng(0)
+    image, scores = rng.integers(0, 256, (3, 40, 50), dtype=np.uint8), np.zeros((21, 40, 50), np.float32)
+    monkeypatch.setattr(_memory, "_LITTLE", 0)
+    expected = _memory.of_refinement(1, 2000, 21, (2, 5))
+    monkeypatch.setattr(_memory, "available", lambda: 1.1 * expected)
+    flat = np.full_like(image, 7)
+    dense_crf(scores, flat, iterations=1, **options)
+    message = r"Refining 2000 pixels of 21 classes with lattices of \d{5} vertices needs about 0\.0 GB of memory"
+    with pytest.raises(MemoryError, match=message):
+        dense_crf(scores, image, iterations=1, bilateral_rgb_std=1.0, **options)
+    monkeypatch.setattr(_memory, "available", lambda: 5 * expected)
+    dense_crf(scores, image, iterations=9, bilateral_rgb_std=1.0, **options)
+    learned = torch.from_numpy(scores).requires_grad_()
+    with pytest.raises(MemoryError, match=message):  # which keeps the lattices of all nine updates
+        dense_crf(learned, torch.from_numpy(image), iterations=9, bilateral_rgb_std=1.0)
+
+
+def test_two_classes_have_lattices_of_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image, scores = rng.integers(0, 256, (3, 40, 50), dtype=np.uint8), np.zeros((2, 40, 50), np.float32)
+    monkeypatch.setattr(_memory, "_LITTLE", 0)
+    monkeypatch.setattr(_memory, "available", lambda: 1.1 * _memory.of_refinement(1, 2000, 2, (2, 5)))
+    dense_crf(scores, image, iterations=1, bilateral_rgb_std=1.0)
 
 
 def test_double_precision_needs_twice_as_much() -> None:

@@ -20,7 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from piecewise_training.crf import _numba_backward, _numba_build, _numba_filter, _numba_meanfield, _numba_moments
+from piecewise_training.crf import (
+    _memory,
+    _numba_backward,
+    _numba_build,
+    _numba_filter,
+    _numba_meanfield,
+    _numba_moments,
+)
 from piecewise_training.crf._numba_binary import BinaryMeanField, is_binary
 from piecewise_training.crf._numba_meanfield import MeanField
 from piecewise_training.crf._numba_parts import MOST_PARTS, PIXELS_A_PART, Run, Term
@@ -207,6 +214,7 @@ def mean_field(
     scores = _array(logits)
     states: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
+    _require_memory(own, logits.shape, iterations * len(own) if keep else 0)
 
     def infer(image: int, run: Run) -> None:
         with workspace() as space:
@@ -249,6 +257,7 @@ def watched_mean_field(
     scores = _array(logits)
     courses: list[Any] = [None] * len(scores)
     own = [_of_image(terms, mixtures, image) for image in range(len(scores))]
+    _require_memory(own, logits.shape, 0)
 
     def infer(image: int, run: Run) -> None:
         with workspace() as space:
@@ -259,6 +268,23 @@ def watched_mean_field(
 
     _by_image(infer, len(scores), scores.shape[2])
     return torch.from_numpy(target), courses
+
+
+def _require_memory(terms: Sequence[Sequence[Term]], shape: Sequence[int], kept: int) -> None:
+    """Raises a MemoryError where lattices have more vertices than could be told before they were built.
+
+    Args:
+        terms: of each image.
+        shape: of the logits (B, K, N).
+        kept: how many lattices of each term stay for the gradients.
+    """
+    _, classes, points = shape
+    vertices = max(sum(term.tables[3].shape[2] for term in own) for own in terms)
+    binary = not kept and is_binary(terms[0], classes)
+    channels = 1 if binary else -(-classes // 8) * 8
+    # The rows of pixels, a lattice and at least as many copies of its vertices in parts of the image, and those kept.
+    needed = 4 * channels * (points + (2 + kept) * vertices)
+    _memory.require(needed, f"Refining {points} pixels of {classes} classes with lattices of {vertices} vertices")
 
 
 def mean_field_gradients(

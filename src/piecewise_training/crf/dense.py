@@ -90,6 +90,9 @@ def dense_crf(
         tensor([0, 0, 0, 0, 1, 1, 1, 1])
     """
     logits, pixels = checks.as_tensor("scores", scores), checks.as_tensor("image", image)
+    for name, given, axes in (("scores", logits, "K, H, W"), ("image", pixels, "C, H, W")):
+        if given.ndim not in (3, 4):
+            raise ValueError(f"`{name}` must be ({axes}), or (B, {axes}) for a batch; got {checks.describe(given)}.")
     batched = logits.ndim == 4 or pixels.ndim == 4
     if not batched:
         logits, pixels = logits[None], pixels[None]

@@ -178,6 +178,11 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with _exactly(gradient):
+            return _Filter._slopes(ctx, gradient)
+
+    @staticmethod
+    def _slopes(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, bandwidths, values, out = ctx.saved_tensors
         back = ctx.operator.filter(gradient, transpose=True)
         to_features = to_bandwidths = None
@@ -212,4 +217,5 @@ class _Scale(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         how = ctx.symmetric, ctx.needs_input_grad[0]
-        return *ctx.operator.normalizer_gradients(*ctx.saved_tensors, gradient, *how), None, None
+        with _exactly(gradient):
+            return *ctx.operator.normalizer_gradients(*ctx.saved_tensors, gradient, *how), None, None

@@ -155,7 +155,9 @@ class DenseCRF(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """A bandwidth or weight by its name, in its unit."""
-        logarithm = self.__dict__.get("_parameters", {}).get(f"log_{name}")
+        own = self.__dict__
+        # In a replica of DataParallel's parameters are plain attributes.
+        logarithm = own.get("_parameters", {}).get(f"log_{name}", own.get(f"log_{name}"))
         return super().__getattr__(name) if logarithm is None else logarithm.exp()
 
     @uncompiled
@@ -317,6 +319,10 @@ class DenseCRF(nn.Module):
         return place + colour + sum(maps[own].shape[1] for own in kernel.feature_stds)
 
     def _term(self, name: str, kernel: Kernel, like: Tensor, image: Tensor, maps: Mapping[str, Tensor]) -> PairwiseTerm:
+        for part in (*kernel.stds(), "w"):
+            learned = getattr(self, f"{name}_{part}")
+            if learned.device.type == "cpu":  # to look at a GPU's would wait
+                checks.scalar(f"{name}_{part}", learned, positive=part != "w")
         weight, costs = getattr(self, f"{name}_w"), getattr(self, f"{name}_compatibility")
         return PairwiseTerm(self._gaussian(name, kernel, like, image, maps), weight, costs)
 

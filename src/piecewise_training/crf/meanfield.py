@@ -264,10 +264,10 @@ def _messages(log_q: Tensor, terms: Sequence[PairwiseTerm]) -> Tensor:
 
 def _divergence(log_q: Tensor, logits: Tensor, messages: Tensor) -> Tensor:
     with torch.no_grad():
-        parts = (log_q.exp() * (log_q - logits - 0.5 * messages)).double()
-        if parts.device.type == "cpu":  # where torch adds up in an order that depends on its number of threads
-            return torch.from_numpy(parts.numpy().sum((1, 2)))
-        return parts.sum((1, 2))
+        parts = log_q.exp() * (log_q - logits - 0.5 * messages)
+        if parts.device.type in ("cpu", "mps"):  # torch's sum hangs on its number of threads; MPS has no double
+            return torch.from_numpy(parts.cpu().double().numpy().sum((1, 2)))
+        return parts.double().sum((1, 2))
 
 
 def _together(terms: Sequence[PairwiseTerm], logits: Tensor) -> LatticeOperator | None:
@@ -324,28 +324,48 @@ class _Inference(torch.autograd.Function):
         grid: tuple[int, int],
         *parts: Tensor | None,
     ) -> Tensor:
-        mixtures = [mixture for mixture in parts[::4] if mixture is not None]
-        log_q, ctx.kept = operator.infer(_filters(terms), mixtures, logits, iterations, grid, True, True)
-        ctx.operator, ctx.terms = operator, terms
-        ctx.save_for_backward(logits, log_q, *parts)  # the backend may have kept the logits' memory
+        ctx.operator, ctx.terms, ctx.how = operator, terms, (iterations, grid)
+        log_q, kept = _with_all_that_is_kept(ctx, logits, parts)
+        # Autograd lets go of tensors that it saves after the backward pass, and of all else with the result.
+        holder = logits.new_empty(0)
+        vars(holder)["kept"] = kept
+        ctx.save_for_backward(logits, log_q, holder, *parts)  # the backend may have kept the logits' memory
         return log_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _, log_q, *parts = ctx.saved_tensors
+        logits, log_q, holder, *parts = ctx.saved_tensors
+        kept = vars(holder).get("kept")
+        with torch.autocast(gradient.device.type, enabled=False):
+            # Hooks, such as those of torch.utils.checkpoint, give back another tensor than the one that was saved.
+            if kept is None:
+                _, kept = _with_all_that_is_kept(ctx, logits, parts)
+            return _Inference._slopes(ctx, kept, log_q, gradient, parts)
+
+    @staticmethod
+    def _slopes(
+        ctx: Any, kept: Any, log_q: Tensor, gradient: Tensor, parts: Sequence[Any]
+    ) -> tuple[Tensor | None, ...]:
         kernels = [term.kernel for term in ctx.terms]
         features = [
             None if kernel.features is None else (kernel.features.detach(), bandwidths.detach())
             for kernel, bandwidths in zip(kernels, parts[3::4], strict=True)
         ]
-        to_logits, slopes = ctx.operator.infer_gradients(ctx.kept, log_q, gradient, features)
+        to_logits, slopes = ctx.operator.infer_gradients(kept, log_q, gradient, features)
         found: list[Tensor | None] = []
         for place, (products, before, after, spread) in enumerate(slopes):
             own = parts[4 * place : 4 * place + 4]
             found += [_like_mixture(products, own[0]), _like_factor(before, own[1]), _like_factor(after, own[2])]
             found.append(None if spread is None else (spread / own[3]).to(own[3]))
         return to_logits, None, None, None, None, *found
+
+
+def _with_all_that_is_kept(ctx: Any, logits: Tensor, parts: Sequence[Tensor | None]) -> tuple[Tensor, Any]:
+    """The updates, and what their gradients are made of."""
+    mixtures = [mixture for mixture in parts[::4] if mixture is not None]
+    found: tuple[Tensor, Any] = ctx.operator.infer(_filters(ctx.terms), mixtures, logits, *ctx.how, True, True)
+    return found
 
 
 def _like_mixture(products: Tensor | None, mixture: Tensor) -> Tensor | None:
