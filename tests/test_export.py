@@ -57,6 +57,15 @@ def test_pt2(tmp_path: Path, size: tuple[int, int, int]) -> None:
     torch.testing.assert_close(program.module()(picture), scores(network, picture), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_of_another_precision_is_written_in_single(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = model().to(dtype)
+    export(network, tmp_path / "net.pt2")
+    picture = image(1, 24, 32)
+    found = torch.export.load(tmp_path / "net.pt2").module()(picture)
+    torch.testing.assert_close(found, scores(network.float(), picture), atol=1e-5, rtol=1e-4)
+
+
 def test_pt2_moves_to_another_device(tmp_path: Path) -> None:
     """As the guide says for a GPU; here to the device of tensors without values, which refuses those of others."""
     export(model(), tmp_path / "net.pt2")

@@ -91,15 +91,14 @@ def export(model: PiecewiseTrainedModel, path: str | Path, size: tuple[int, int]
         raise ValueError(
             f'{path.suffix} needs {", ".join(missing)}, not installed here: pip install ".[export]" in the checkout.'
         )
-    network = _Scores(_fixed_padding(copy.deepcopy(model).to("cpu"))).eval().requires_grad_(False)
+    network = _Scores(_fixed_padding(copy.deepcopy(model).to("cpu").float())).eval().requires_grad_(False)
     free = [] if model.context is not None else [0] if size else [0, 2, 3]
     axes = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
     numbers = (1, 1) if model.context is not None else (2, 3)
     images = [_noise(n, size or s) for n, s in zip(numbers, (_TRACED, _OTHER), strict=True)]
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        network(
-            images[0]
-        )  # what the model keeps for a size, edges above all, must not be made while it is written down
+        # What the model keeps for a size, edges above all, must not be made while it is written down.
+        network(images[0])
         try:
             program = torch.export.export(network, (images[0],), dynamic_shapes={"image": axes})
         except Exception as error:
@@ -107,7 +106,7 @@ def export(model: PiecewiseTrainedModel, path: str | Path, size: tuple[int, int]
             raise RuntimeError(f"torch.export cannot write this network down: {reason}") from error
         with atomic_write(path) as temporary:
             read_back = _WRITERS[path.suffix](program, temporary, json.dumps(list(model.classes.names)))
-            judge = copy.deepcopy(model).to("cpu").eval()
+            judge = copy.deepcopy(model).to("cpu").float().eval()
             difference = max(_difference(read_back, judge, batch) for batch in images)
     return difference
 

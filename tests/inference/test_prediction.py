@@ -115,6 +115,26 @@ def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.Mo
         refine(np.zeros((256, 8, 8), np.float32), np.zeros((8, 8, 3), np.uint8))
 
 
+def test_refine_works_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's usual double would take ten times as long."""
+    seen: list[torch.dtype] = []
+
+    def watched(scores: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(scores.dtype)
+        return scores.log_softmax(1)
+
+    monkeypatch.setattr(prediction, "dense_crf", watched)
+    for dtype in (np.float64, np.float32, np.float16):
+        refine(np.zeros((3, 4, 5), dtype), np.zeros((4, 5, 3), np.uint8))
+    assert seen == [torch.float32, torch.float32, torch.float16]
+
+
+def test_refine_wants_scores_of_one_image() -> None:
+    for shape in ((4, 5), (1, 3, 4, 5)):
+        with pytest.raises(ValueError, match=r"`scores` must be \(K, H, W\); got \("):
+            refine(np.zeros(shape, np.float32), np.zeros((4, 5, 3), np.uint8))
+
+
 @pytest.mark.parametrize("how", [{"damping": 0.5}, {"crf": DenseCRF(3, temperature=True).eval()}])
 def test_refine_gives_probabilities_of_any_array_in_any_case(how: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)

@@ -91,11 +91,15 @@ def refine(
         ((8, 8), (2, 8, 8))
     """
     pixels = _pixels(image)
+    if np.ndim(scores) != 3:
+        raise ValueError(f"`scores` must be (K, H, W); got {tuple(np.shape(scores))}.")
     if scores.shape[1:] == pixels.shape[1:]:
         _check_count(len(scores))
     if crf is not None and options:
         raise ValueError(f"`crf` has kernels of its own: leave out {', '.join(options)}.")
     given, pixels = (part[None].to(device) for part in (checks.as_tensor("scores", scores), pixels))
+    if given.dtype == torch.float64:  # NumPy's usual, in which each update would take ten times as long
+        given = given.float()
     if crf is not None:
         crf.to(device).eval()  # not under inference mode: it could not be trained afterwards
     with torch.inference_mode():
