@@ -227,7 +227,7 @@ class OptimConfig:
         schedule: "step" multiplies the rates by 0.1 every step_epochs, "poly" brings them to 0 with power 0.9.
         step_epochs: Epochs between the steps of "step".
         warmup_steps: Optimizer steps over which the rates grow from 0.
-        accumulate: Batches whose gradients are added up for one optimizer step.
+        accumulate: Batches of whose gradients one optimizer step takes the mean.
         clip: Largest norm of the gradient; 0 does not clip.
     """
 
@@ -262,11 +262,12 @@ class TrainConfig:
         loss: Loss of the CNN.
         crf_loss: Loss of the CRF, on its marginals; cross_entropy is their negative log-likelihood.
         crf_scores_at: Share of stage 1's epochs after which weights are kept on whose scores stage 2 learns: they err
-            on training images as the trained network errs on new ones. 0 takes the trained network's own.
-        class_weights: Weights of the classes in the loss, counted from the training labels.
+            on training images as the trained network errs on new ones. 0 takes the trained network's own, as does stage
+            2 with a contextual CRF or without a stage 1 before it in the same run.
+        class_weights: Weights of the classes in all losses, the CRF's too, counted from the training labels.
         ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down an x86 CPU without
-            AVX-512; on one that has AVX-512 and not its extension AVX512_BF16 it was not measured.
+            AVX-512 or its extension AVX512_BF16.
         patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.
         optim: How parameters are moved.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -16,15 +18,39 @@ def test_names_for_lightning() -> None:
     assert [lightning_precision(name, torch.device("cuda")) for name in ("bf16", "16")] == ["bf16-mixed", "16-mixed"]
 
 
-@pytest.mark.parametrize(("capability", "warned"), [("NO AVX", True), ("AVX2", True), ("AVX512", False)])
+@pytest.mark.parametrize(
+    ("capability", "known", "missing"),
+    [
+        ("NO AVX", {}, "AVX-512"),
+        ("AVX2", {"avx512_bf16": False}, "AVX-512"),
+        ("AVX512", {"avx512_bf16": False, "amx_bf16": False}, "AVX512_BF16"),
+        ("AVX512", {"avx512_bf16": False, "amx_bf16": True}, None),
+        ("AVX512", {"avx512_bf16": True}, None),
+        ("AVX512", None, None),
+    ],
+)
 @pytest.mark.parametrize("precision", ["bf16", "32"])
 def test_says_where_bfloat16_is_slow(
-    capability: str, warned: bool, precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    capability: str,
+    known: dict[str, bool] | None,
+    missing: str | None,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if known is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     lightning_precision(precision, CPU)
-    said = "bf16 makes training slower on this processor, which has no AVX-512: " in caplog.text
-    assert said == (warned and precision == "bf16")
+    told = [message for message in caplog.messages if "bf16 makes training slower on this processor" in message]
+    assert len(told) == (missing is not None and precision == "bf16")
+    assert all(f"which has no {missing}: " in message for message in told)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")  # whose capability torch may call NO AVX, too
+    caplog.clear()
+    lightning_precision(precision, CPU)
+    assert not caplog.messages
 
 
 def test_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

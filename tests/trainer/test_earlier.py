@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_it_is_the_mean_of_weights_where_that_is_kept(tmp_path: Path) -> None:
     model = small_model()
     loader = Watched(model)
     trainer_of(model, replace(CONFIG, ema=0.9), output_dir=tmp_path).train_unary(loader, 4)
-    kept = torch.load(tmp_path / "checkpoints/stage1/earlier.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / "checkpoints/stage1/earlier.ckpt", weights_only=True)["state_dict"]
     short = small_model()
     trainer_of(short, replace(CONFIG, ema=0.9, optim=replace(CONFIG.optim, step_epochs=9))).train_unary(
         Watched(short), 2
@@ -95,22 +96,41 @@ def test_it_is_the_mean_of_weights_where_that_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupted_at", [2, 3])
-def test_a_resumed_run_learns_on_the_same(tmp_path: Path, interrupted_at: int) -> None:
+def test_a_resumed_run_learns_on_the_same(
+    tmp_path: Path, interrupted_at: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Interrupted as the third epoch began, whose weights are the ones, or after it, when they were kept."""
     model = small_model()
     loader = Watched(model, interrupted_at)
     with pytest.raises(KeyboardInterrupt):
         trainer_of(model, output_dir=tmp_path).train_unary(loader, 4)
     other = small_model()
-    trainer = trainer_of(other, output_dir=tmp_path)
-    trainer.train_piecewise(Watched(other), 4, 1, 0, resume=True)
-    kept = torch.load(tmp_path / "checkpoints/stage1/earlier.ckpt", weights_only=True)
+    caplog.clear()
+    for _ in range(2):  # an interrupted stage 1, and then a finished one
+        trainer_of(other, output_dir=tmp_path).train_piecewise(Watched(other), 4, 1, 0, resume=True)
+        shutil.rmtree(tmp_path / "checkpoints" / "stage2")
+    assert not caplog.messages
+    kept = torch.load(tmp_path / "checkpoints/stage1/earlier.ckpt", weights_only=True)["state_dict"]
     whole = small_model()
     weights = Watched(whole)
     trainer_of(whole).train_unary(weights, 4)
     for name, value in weights.weights[2].items():
         assert torch.equal(kept[f"model.unary.{name}"], value)
-    assert trainer._earlier is not None
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_resumed_with_another_share_they_are_not_the_ones(
+    tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small_model()
+    trainer_of(model, output_dir=tmp_path).train_unary(Watched(model), 4)
+    given = refined(model, pytest.MonkeyPatch())
+    trainer_of(model, replace(CONFIG, crf_scores_at=share), output_dir=tmp_path).train_piecewise(
+        Watched(model), 4, 1, 0, resume=True
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(given[0], model.unary(next(iter(Watched(model)))[0]))
+    assert len(caplog.messages) == (share > 0)
 
 
 def test_without_such_weights_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,9 +160,49 @@ def test_a_contextual_crf_wants_the_trained_network(caplog: pytest.LogCaptureFix
     trainer = trainer_of(model)
     trainer.train_piecewise(Watched(model), 2, 1, 0)
     assert caplog.messages == [
+        "`crf_scores_at` 0.5 has no effect: a contextual CRF reads the trained network's features",
         "stage2 learns on the trained network's own scores: a contextual CRF reads the trained network's features, "
-        "whatever `crf_scores_at` says"
+        "whatever `crf_scores_at` 0.5 says",
     ]
+
+
+def test_weights_of_another_network_are_not_this_ones_earlier_ones(caplog: pytest.LogCaptureFixture) -> None:
+    said = "stage2 learns on the trained network's own scores: it is not the one that stage 1 left"
+    model = small_model()
+    trainer = trainer_of(model)
+    trainer.train_unary(Watched(model), 2)
+    own = {name: value.clone() for name, value in model.unary.state_dict().items()}
+    for network in (small_model().unary, nn.Conv2d(3, 3, 1)):
+        caplog.clear()
+        model.unary, trained = network, model.unary
+        trainer.train_crf(Watched(model), 1)
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith(said)
+        model.unary = trained
+    caplog.clear()
+    trainer.train_crf(Watched(model), 1)
+    assert not caplog.messages
+    with torch.no_grad():
+        model.unary[1].running_mean += 1
+    trainer.train_crf(Watched(model), 1)
+    assert caplog.messages[0].startswith(said)
+    caplog.clear()
+    model.unary.load_state_dict(own)
+    trainer.train_crf(Watched(model), 1)
+    assert not caplog.messages
+    trainer.train_unary(Watched(model), 1)  # which keeps none: those of the stage 1 before are not its own
+    trainer.train_crf(Watched(model), 1)
+    assert "no weights of earlier in stage 1 were kept" in caplog.messages[-1]
+
+
+def test_weights_that_are_later_than_the_best_are_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    config = replace(CONFIG, optim=OptimConfig(learning_rate=1e-9))  # the first of equal epochs is the best
+    trainer_of(model, config).train_piecewise(Watched(model), 4, 1, 0, Watched(model))
+    said = "stage1 keeps the weights of its epoch 1, and those of epoch 2, which `crf_scores_at` 0.5 asks for, are not "
+    assert caplog.messages[0].startswith(said)
+    assert caplog.messages[1].startswith("stage2 learns on the trained network's own scores: no weights of earlier")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

@@ -121,6 +121,26 @@ def test_the_best_epoch_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert found.scores.miou == pytest.approx(max(history["val_miou"]))
 
 
+@pytest.mark.parametrize("steps", [3, 9])  # an epoch has 4: before the first validation, and after two
+def test_an_interruption_leaves_no_weights_that_are_worse(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    crf = DenseCRF(3, kernels=KERNELS, learn_bandwidths=False)
+    before = state(crf)
+    taken: list[int] = []
+    step = CRFModule.training_step
+
+    def interrupted(self: CRFModule, batch: Any, index: int) -> torch.Tensor:
+        taken.append(index)
+        if len(taken) > steps:
+            raise KeyboardInterrupt
+        return step(self, batch, index)
+
+    monkeypatch.setattr(CRFModule, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learned(crf, 4, examples(2, first=10), learning_rate=2.0)
+    assert len(taken) == steps + 1
+    assert all(torch.equal(value, before[name]) for name, value in crf.state_dict().items())
+
+
 def test_steps_that_would_spoil_it_end_it() -> None:
     crf = DenseCRF(3, kernels=KERNELS)
     crf.pos_compatibility.register_hook(lambda gradient: gradient * float("nan"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from piecewise_training.config import OptimConfig, TrainConfig
@@ -30,6 +32,29 @@ def test_other_strategies() -> None:
 
 def test_stages_without_epochs_are_left_out() -> None:
     assert [s.name for s in plan(TrainConfig(stage1_epochs=0, stage3_epochs=0))] == ["stage2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "context", "why"),
+    [
+        ({}, False, None),
+        ({"stage1_epochs": 2}, False, None),
+        ({"strategy": "independent"}, False, None),
+        ({"crf_scores_at": 0.0, "strategy": "joint"}, False, None),
+        ({"strategy": "joint"}, False, "there is no stage1"),
+        ({"stage1_epochs": 0}, False, "there is no stage1"),
+        ({"stage2_epochs": 0}, False, "there is no stage2"),
+        ({}, True, "a contextual CRF reads the trained network's features"),
+        ({"stage1_epochs": 1}, False, "stage1 ends with epoch 1"),
+        ({"crf_scores_at": 0.98}, False, "stage1 ends with epoch 20"),
+    ],
+)
+def test_scores_of_earlier_that_no_stage_would_learn_on(
+    options: dict[str, Any], context: bool, why: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(**{"crf_scores_at": 0.25, **options})
+    plan(config, context)
+    assert caplog.messages == ([] if why is None else [f"`crf_scores_at` {config.crf_scores_at} has no effect: {why}"])
 
 
 def test_errors() -> None:

@@ -22,6 +22,7 @@ from piecewise_training.inference import evaluate
 from piecewise_training.losses import class_weights
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
+from piecewise_training.processes import Group
 from piecewise_training.trainer import PiecewiseTrainer, crf_stage, unary_stage
 from piecewise_training.trainer.counting import count_classes
 from piecewise_training.trainer.judge import Judge
@@ -250,6 +251,51 @@ def test_same_seed_same_weights() -> None:
         t.train_piecewise(loader(), 1, 1, 1)
         results.append(snapshot(t.model))
     assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
+
+
+def test_processes_go_on_in_another_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, the shares of the first epoch after an interruption are not those of the very first one."""
+    seeds: list[int] = []
+
+    def share(self: Group, loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
+        seeds.append(seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return loader
+
+    model = PiecewiseTrainedModel(3, unary=Small())
+    trainer(model, output_dir=tmp_path).train_unary(loader(), 1)
+    (tmp_path / "checkpoints" / "stage1" / "history.json").unlink()  # as if more epochs were to come
+    monkeypatch.setattr(Group, "training_share", share)
+    trainer(model).train_unary(loader(), 1)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, output_dir=tmp_path).run_stage(unary_stage(2), loader(), resume=True)
+    assert seeds[0] != seeds[1]
+
+
+def test_resumed_without_validation_the_last_epoch_stays(tmp_path: Path) -> None:
+    """Not one that was best while there still was a validation set."""
+
+    class Stops(CountsEpochs):
+        def __iter__(self) -> Any:
+            if self.epochs == 2:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    torch.manual_seed(1)
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    start = snapshot(model)
+    trainer(model).train_unary(loader(), 4)
+    expected = snapshot(model)
+    model.load_state_dict(start)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, output_dir=tmp_path).run_stage(unary_stage(4), Stops(loader().dataset, 4), loader(seed=1))
+    for _ in range(2):  # an interrupted stage, and then a finished one
+        model.load_state_dict(start)
+        again = trainer(model, output_dir=tmp_path)
+        again.run_stage(unary_stage(4), loader(), resume=True)
+        assert again.best_miou is None
+        assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("validated", [True, False])
@@ -597,6 +643,8 @@ def test_errors(tmp_path: Path) -> None:
         trainer().train_unary(loader(), 0)
     with pytest.raises(ValueError, match="`train_loader` yields no batch: its images do not fill one"):
         trainer().train_unary(DataLoader(loader(3).dataset, 4, drop_last=True), 1)
+    with pytest.raises(ValueError, match="`val_loader` yields no batch: its images do not fill one, or it has none"):
+        trainer().train_piecewise(loader(), 1, 1, 1, DataLoader(loader().dataset, 99, drop_last=True))
     with pytest.raises(ValueError, match="`patience` counts validations: give a `val_loader`"):
         trainer(config=TrainConfig(patience=2)).train_unary(loader(), 1)
     with pytest.raises(ValueError, match="`optimizer` must be one of sgd, adamw; got 'rmsprop'"):
@@ -653,6 +701,33 @@ def test_a_step_with_a_broken_gradient_is_left_out(caplog: pytest.LogCaptureFixt
     assert all(bool(value.isfinite().all()) for value in spoilt.state_dict().values())
 
 
+def test_a_step_that_is_left_out_leaves_no_statistics(caplog: pytest.LogCaptureFixture) -> None:
+    """Batch norm takes them down on the way forwards, and what is not finite once would stay so."""
+    images, labels = next(iter(loader()))
+    images = torch.cat([images, torch.full_like(images, float("inf")), images])
+    batches = DataLoader(TensorDataset(images, labels.repeat(3, 1, 1)), 4)
+    torch.manual_seed(0)
+    model = PiecewiseTrainedModel(3, unary=Small())
+    for config in (TrainConfig(), TrainConfig(ema=0.5), TrainConfig(optim=OptimConfig(accumulate=3))):
+        t = trainer(model, config=config)
+        history = t.train_unary(batches, 2, loader(seed=1))
+        assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+        assert len(history["val_miou"]) == 2
+    assert "stage1, step 2: " in caplog.text
+
+
+def test_a_step_that_is_left_out_leaves_no_statistics_of_any_scale() -> None:
+    """A FeatMap-Net keeps those of its other scales beside its trunk."""
+    images = torch.randn(3, 3, 64, 64)
+    images[1] = float("inf")
+    batches = DataLoader(TensorDataset(images, torch.zeros(3, 64, 64, dtype=torch.long)))
+    model = PiecewiseTrainedModel(
+        3, unary="mobilenetv3_small_050", pretrained=False, featmap={"scales": [1.0, 0.5]}, context={}
+    )
+    trainer(model).train_unary(batches, 1)
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
 def test_training_ends_where_gradients_stay_broken() -> None:
     spoilt = PiecewiseTrainedModel(3, 3, unary=Spoilt(set(range(3, 100))))
     with pytest.raises(FloatingPointError, match=r"stage1, step 12: the gradient of .* Lower `learning_rate`"):
@@ -664,6 +739,7 @@ def test_half_precision_has_its_scaler_come_down_before_training_ends() -> None:
     """Its scaler leaves steps out by itself: 16 of them halve its scale to 1, and what goes on is another fault."""
     module = StageModule(PiecewiseTrainedModel(3, 3, unary=Small()), unary_stage(1), TrainConfig())
     module._trainer = SimpleNamespace(precision="16-mixed", global_step=4)  # type: ignore[assignment]
+    module.on_train_epoch_start()
     optimizer = torch.optim.SGD(module.parameters())
 
     def step(gradient: float) -> None:

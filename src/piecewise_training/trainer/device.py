@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from typing import Any
 
 import torch
@@ -11,9 +12,8 @@ from piecewise_training.config import Precision
 
 logger = logging.getLogger(__name__)
 
-# Torch's names of x86 processors without AVX-512, where bfloat16 was measured to be slow. Those with it need not have
-# instructions for bfloat16, which are an extension (AVX512_BF16); what it costs without them is not known.
-_WITHOUT_AVX512 = ("NO AVX", "AVX2")
+_WITHOUT_AVX512 = ("NO AVX", "AVX2")  # torch's names of x86 processors, and of some others
+_X86 = ("x86_64", "amd64")
 
 
 def best_device(name: str | torch.device) -> torch.device:
@@ -52,9 +52,23 @@ def lightning_precision(precision: Precision, device: torch.device) -> Any:
     name = str(precision)
     if name == "16" and device.type == "cpu":
         raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
-    if name == "bf16" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in _WITHOUT_AVX512:
+    if name == "bf16" and device.type == "cpu" and (slow := _slow_bfloat16()):
+        missing, times = slow
         logger.warning(
-            "`precision` bf16 makes training slower on this processor, which has no AVX-512: a step of an "
-            "EfficientNet-Lite0 took ten times as long as with 32"
+            "`precision` bf16 makes training slower on this processor, which has no %s: a step of an "
+            "EfficientNet-Lite0 took %s as long as with 32",
+            missing,
+            times,
         )
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[name]
+
+
+def _slow_bfloat16() -> tuple[str, str] | None:
+    """Which instructions this processor lacks, and what that was measured to cost; None where nothing is known."""
+    if platform.machine().lower() not in _X86:
+        return None
+    if torch.backends.cpu.get_cpu_capability() in _WITHOUT_AVX512:
+        return "AVX-512", "ten times"
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in every torch
+    has = known.get("avx512_bf16", True) or known.get("amx_bf16", False)
+    return None if has else ("AVX512_BF16", "twice")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def learn_crf(
     """Learns a dense CRF on scores that are given, as stage 2 does on its network's.
 
     For networks in another framework, scores on disk, pseudo-labels. Images are best given whole and as they are, and
-    images of unequal sizes in batches of one. A network is surer of the images that it was trained on; stage 2 learns
-    on these all the same.
+    images of unequal sizes in batches of one. A network is surer of the images that it was trained on: better to learn
+    on are scores of these by weights from earlier in its training, as `crf_scores_at` has stage 2 do.
 
     Args:
         crf: trained in place; left in evaluation mode with the weights of the epoch of the best validation mIoU, those
             it began with included, or of the last epoch without a validation set. An interruption leaves it with the
-            best epoch so far.
+            best of these so far, without a validation set with the weights of that moment.
         train_loader: yields scores (B, K, H, W), unnormalised log-probabilities; images (B, 3, H, W) in grey levels
             from 0 to 255; and labels (B, H, W), int64, 255 for void.
         epochs: passes over the training set, at least 1.
@@ -165,21 +166,22 @@ def learn_crf(
             trainer.fit(module, train_loader, val_loader)
         finally:
             crf.to(home).eval()  # Lightning leaves it on the CPU
-            _load_best(crf, Path(scratch) / "best.ckpt")
-    reached = max(history.values["val_miou"], default=0.0)
-    if began is not None and reached < began:
-        logger.warning(
-            "the CRF reached %.2f %% mIoU at best and began with %.2f %%: it is as it began", 100 * reached, 100 * began
-        )
-        crf.load_state_dict(start)
+            if began is not None:  # also where an interruption has ended it
+                crf.load_state_dict(_best(Path(scratch), history.values["val_miou"], began) or start)
     return history.values
 
 
-def _load_best(crf: DenseCRF, path: Path) -> None:
-    """Of the epochs so far, if one was judged."""
-    if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        crf.load_state_dict({name.removeprefix("crf."): own for name, own in state.items() if name.startswith("crf.")})
+def _best(folder: Path, mious: Sequence[float], began: float) -> dict[str, Tensor] | None:
+    """The weights of the best of the epochs that were judged; None where none was as good as the beginning."""
+    path = folder / "best.ckpt"
+    if not path.is_file() or not mious:
+        return None
+    if max(mious) < began:
+        told = 100 * max(mious), 100 * began
+        logger.warning("the CRF reached %.2f %% mIoU at best and began with %.2f %%: it is as it began", *told)
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return {name.removeprefix("crf."): own for name, own in state.items() if name.startswith("crf.")}
 
 
 def check_numbers(epochs: int, learning_rate: float, flip: float) -> None:

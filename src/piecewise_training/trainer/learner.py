@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import lightning
 import torch
@@ -14,11 +15,14 @@ from piecewise_training.metrics import SegmentationMetrics
 logger = logging.getLogger(__name__)
 
 MOST_LEFT_OUT = 10  # steps in a row
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _HALVINGS = 16  # that bring the scaler of half precision from its first 2 ** 16 down to 1
 
 
 class Learner(lightning.LightningModule):
     """Takes no step whose gradient is not finite, and logs its validations' loss and scores.
+
+    Batch norm's statistics, which move before there is a gradient, stay as they were before such a step.
 
     Args:
         title: of what is trained, for messages.
@@ -38,6 +42,15 @@ class Learner(lightning.LightningModule):
         self.mean_loss = torchmetrics.MeanMetric()
         self.support = None
         self._left_out = 0
+        self._statistics: list[Tensor] = []  # after the last step that was taken
+
+    def on_train_epoch_start(self) -> None:
+        """Takes down the statistics that the model begins with."""
+        self._statistics = [statistic.clone() for statistic in self._running()]
+
+    def _running(self) -> list[Tensor]:
+        # By name: a FeatMap-Net keeps those of its other scales beside its trunk.
+        return [buffer for name, buffer in self.named_buffers() if name.endswith(_STATISTICS)]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leaves out a step whose gradient is not finite: one would spoil its weights for good.
@@ -50,8 +63,10 @@ class Learner(lightning.LightningModule):
         gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
             self._left_out = 0
+            _copy(self._running(), self._statistics)
             return
         self._left_out += 1
+        _copy(self._statistics, self._running())
         wrong = [name for name, gradient in gradients.items() if not bool(gradient.norm().isfinite())]
         what = f"the gradient of {wrong[0]} and {len(wrong) - 1} others" if wrong else "the gradient"
         place = f"{self.title}, step {self.trainer.global_step + 1}"
@@ -81,3 +96,8 @@ class Learner(lightning.LightningModule):
             metric.reset()
         self.log("val_miou", scores.miou, prog_bar=True)
         self.log("val_accuracy", scores.pixel_accuracy)
+
+
+def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from piecewise_training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 Images = Literal["augmented", "whole", "cropped"]
 
@@ -130,4 +133,23 @@ def plan(config: TrainConfig, context: bool = False) -> list[Stage]:
     stages = [stage for stage in strategies[config.strategy] if stage.epochs]
     if not stages:
         raise ValueError("there is nothing to train: every stage has 0 epochs.")
+    if config.crf_scores_at and (why := _without_earlier_scores(config, stages, context)):
+        logger.warning("`crf_scores_at` %s has no effect: %s", config.crf_scores_at, why)
     return stages
+
+
+def earlier_epoch(share: float, stage: Stage) -> int:
+    """The epochs of a stage that are a share of all, at least one."""
+    return max(1, round(share * stage.epochs))
+
+
+def _without_earlier_scores(config: TrainConfig, stages: list[Stage], context: bool) -> str | None:
+    """Why stage 2 cannot learn on the scores that the network gave earlier in stage 1."""
+    by_name = {stage.name: stage for stage in stages}
+    for name in ("stage1", "stage2"):
+        if name not in by_name:
+            return f"there is no {name}"
+    if context:
+        return "a contextual CRF reads the trained network's features"
+    last = by_name["stage1"].epochs
+    return None if earlier_epoch(config.crf_scores_at, by_name["stage1"]) < last else f"stage1 ends with epoch {last}"

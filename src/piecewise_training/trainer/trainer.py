@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 import zlib
@@ -17,7 +16,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from piecewise_training import processes
@@ -30,14 +29,14 @@ from piecewise_training.trainer.callbacks import AbsentClasses, History, Progres
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
-from piecewise_training.trainer.earlier import EarlierWeights, earlier_network
+from piecewise_training.trainer.earlier import EarlierNetwork
 from piecewise_training.trainer.judge import PREFIX, Judge
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
 from piecewise_training.writing import atomic_write
 
-logger = logging.getLogger(__name__)
+_BEST = "best.ckpt"  # of the validations of a stage
 
 StageHistory = dict[str, list[float]]
 Loader = DataLoader[Any]
@@ -116,7 +115,7 @@ class PiecewiseTrainer:
         self._counted: Any = None  # what the weights of the classes were counted on
         self._judge = Judge(model, self.group.first)
         self._absent = AbsentClasses(model.classes.names)
-        self._earlier: nn.Module | None = None  # the network as it was in stage 1
+        self._earlier = EarlierNetwork(model, config.crf_scores_at)
 
     @property
     def best_miou(self) -> float | None:
@@ -237,12 +236,13 @@ class PiecewiseTrainer:
                     )
             else:
                 history = self._fit(stage, folder, train_loader, val_loader, resume)
+                if val_loader is None and self.group.first:
+                    (folder / _BEST).unlink(missing_ok=True)  # of before an interruption, when there still was one
                 self.group.wait()
             self._load_best(folder)
-            if stage.name == "stage1":
-                self._earlier = earlier_network(self.model, folder)
+            self._earlier.after(stage, folder)
             self.group.wait()  # all have read before anything is written over or removed
-            if history["val_miou"]:
+            if (folder / _BEST).is_file():
                 self._judge.after(stage, folder, start, max(history["val_miou"]))
             else:
                 self._judge.forget()
@@ -285,6 +285,8 @@ class PiecewiseTrainer:
             raise ValueError(
                 f"{stage.name} trains pairwise networks, but the model has none. Build it with context={{}}."
             )
+        if val_loader is not None and not len(val_loader):
+            raise ValueError("`val_loader` yields no batch: its images do not fill one, or it has none.")
         if self.config.patience and val_loader is None:
             raise ValueError("`patience` counts validations: give a `val_loader`.")
         if resume and self.output_dir is None:
@@ -306,9 +308,9 @@ class PiecewiseTrainer:
         lightning.seed_everything(seed, workers=True, verbose=False)
         if goes_on and train_loader.generator is not None:
             train_loader.generator.manual_seed(seed)
-        train_loader = self.group.training_share(train_loader, self.seed)
+        train_loader = self.group.training_share(train_loader, self.seed + 7919 * done)
         val_loader = self.group.validation_share(val_loader)
-        module = StageModule(self.model, stage, self.config, weight, self._scorer(stage))
+        module = StageModule(self.model, stage, self.config, weight, self._earlier.scorer(stage))
         module.train()
         history = History()
         with quiet(), interruptible():
@@ -320,10 +322,9 @@ class PiecewiseTrainer:
     def _lightning(self, stage: Stage, folder: Path, history: History, validates: bool) -> lightning.Trainer:
         optim = self.config.optim
         callbacks: list[Callback] = [history, self._absent, *checkpoints(folder, validates)]
+        callbacks += self._earlier.callbacks(stage, folder)
         if self.config.patience and validates:
             callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
-        if self.config.crf_scores_at and stage.name == "stage1":
-            callbacks.append(EarlierWeights(folder, max(1, round(self.config.crf_scores_at * stage.epochs))))
         if self.config.ema:
             callbacks.append(mean_of_weights(self.config.ema))
         if self.progress:
@@ -344,20 +345,6 @@ class PiecewiseTrainer:
             default_root_dir=folder,
             **self._devices(),
         )
-
-    def _scorer(self, stage: Stage) -> nn.Module | None:
-        """Whose scores a stage learns on, if not the model's own network's."""
-        if not self.config.crf_scores_at or stage.trains_unary or not stage.trains_crf:
-            return None
-        if self.model.context is None and self._earlier is not None:
-            return self._earlier
-        why = (
-            f"no weights of earlier in stage 1 were kept, as `crf_scores_at` {self.config.crf_scores_at} asks"
-            if self.model.context is None
-            else "a contextual CRF reads the trained network's features, whatever `crf_scores_at` says"
-        )
-        logger.warning("%s learns on the trained network's own scores: %s", stage.name, why)
-        return None
 
     def _devices(self) -> dict[str, Any]:
         group = self.group
@@ -406,7 +393,7 @@ class PiecewiseTrainer:
         return float(found[0]["val_miou"])
 
     def _load_best(self, folder: Path) -> None:
-        best = folder / "best.ckpt"
+        best = folder / _BEST
         checkpoint = torch.load(best if best.is_file() else folder / "last.ckpt", map_location="cpu", weights_only=True)
         saved = checkpoint["state_dict"].items()
         state = {name.removeprefix(PREFIX): value for name, value in saved if name.startswith(PREFIX)}
