@@ -55,13 +55,14 @@ def make_data(name: str, root: Path) -> None:
 
 
 def shrunk(config: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The configuration for images of 48 x 64, with one epoch of each stage and random weights."""
+    """The configuration for images of 48 x 64, with random weights and as few epochs as each stage can do with."""
     config["data"] |= {"root": str(root), "crop": [40, 48], "batch_size": 2, "workers": 0}
     config["data"].pop("image_size", None)
     config["model"] |= {"pretrained": False, "crf_iterations": 1, "crf_train_iterations": 1}
     if config["model"]["unary"] == "vgg16":
         config["model"]["featmap"] |= VGG_OF_A_TENTH
-    config["training"] |= {"stage1_epochs": 1, "stage2_epochs": 1, "stage3_epochs": 1, "precision": "32"}
+    first = 2 if config["training"].get("crf_scores_at") else 1
+    config["training"] |= {"stage1_epochs": first, "stage2_epochs": 1, "stage3_epochs": 1, "precision": "32"}
     config["training"]["context_epochs"] = 1
     return config
 
@@ -81,3 +82,5 @@ def test_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ("+ context" in rows) == ("context" in config["model"])
     assert all(0 <= value <= 100 for value in rows.values())
     assert len(rows) == 5 + 2 * ("context" in config["model"])
+    earlier = tmp_path / "run" / "checkpoints" / "stage1" / "earlier.ckpt"
+    assert earlier.exists() == ("crf_scores_at" in config["training"])

@@ -69,6 +69,21 @@ def test_a_stride_that_would_not_be_used(options: dict[str, Any], owner: str) ->
         build_model(config, Classes.numbered(3), seed=0)
 
 
+def test_options_of_kernels_that_are_replaced() -> None:
+    config = ModelConfig(
+        unary="mobilenetv3_small_050",
+        pretrained=False,
+        pos_w=2.0,
+        crf_compatibility="potts",
+        crf_kernels=[KernelConfig(xy_std=2)],
+    )
+    with pytest.raises(ValueError, match=r"`model.pos_w` and `model.crf_compatibility` would change the two usual ker"):
+        build_model(config, Classes.numbered(3), seed=0)
+    build_model(dataclasses.replace(config, crf_kernels=None), Classes.numbered(3), seed=0)
+    usual = {"pos_w": ModelConfig.pos_w, "crf_compatibility": ModelConfig.crf_compatibility}
+    build_model(dataclasses.replace(config, **usual), Classes.numbered(3), seed=0)
+
+
 def test_a_crf_that_harms_is_told() -> None:
     """Nothing is said of one that does not."""
     around = dict.fromkeys(("package", "torch", "device", "processor", "platform", "date"), "x")

@@ -138,9 +138,11 @@ def test_what_failed_before_it_began_is_begun_anew(
     assert main(["train", *TINY, *broken, "--output", str(folder)]) == 1
     assert "already holds a run" not in capsys.readouterr().err
     (folder / "checkpoints" / "stage1").mkdir(parents=True)
-    (folder / "checkpoints" / "stage1" / "last.ckpt").touch()
-    assert main(["train", *TINY, "--output", str(folder)]) == 1
-    assert "already holds a run" in capsys.readouterr().err
+    for name in ("checkpoints/stage1/last.ckpt", "piecewise_model_final.pth", "results.json", "report.html"):
+        (folder / name).touch()
+        assert main(["train", *TINY, "--output", str(folder)]) == 1
+        assert "already holds a run" in capsys.readouterr().err
+        (folder / name).unlink()
 
 
 def test_an_earlier_run_is_not_lost(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -597,6 +599,37 @@ def test_somebodys_folders_are_left_alone(tmp_path: Path, capsys: pytest.Capture
     assert main(["train", *TINY, "--output", str(tmp_path), "--overwrite"]) == 1
     assert "holds logs, but no run. Give a folder of its own" in capsys.readouterr().err
     assert (tmp_path / "logs" / "mine.txt").read_text() == "mine"
+
+
+def test_somebodys_model_and_tables_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("piecewise_model_final.safetensors", "metrics_summary.csv"):
+        (tmp_path / name).write_text("mine")
+    assert main(["train", *TINY, "--output", str(tmp_path), "--overwrite"]) == 1
+    said = "holds piecewise_model_final.safetensors and metrics_summary.csv, but no run. Give a folder of its own"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("began", [False, True])
+@pytest.mark.parametrize("way", [[], ["--overwrite"]])
+def test_an_interrupted_run_can_be_gone_on_with_once_it_has_begun(
+    began: bool,
+    way: list[str],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if way:
+        shutil.copytree(run, tmp_path / "run")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = "trainer.PiecewiseTrainer.run_stage" if began else "dataset.build_datasets"
+    monkeypatch.setattr(f"piecewise_training.{place}", interrupted)
+    assert main(["train", *TINY, "--output", str(tmp_path / "run"), *way]) == 130
+    hint = "; --resume goes on with it" if began else ""
+    assert capsys.readouterr().err.endswith(f"piecewise train: interrupted{hint}\n")
 
 
 @pytest.mark.parametrize("config", ["a: 1", "", "[1, 2]", "fit: {data: {}, model: {}, seed: 0}", "a: [", "\xff"])

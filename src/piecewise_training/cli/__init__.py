@@ -51,21 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("piecewise_training").setLevel(logging.INFO)
     try:
         return int(commands[name](**keywords) or 0)
-    except KeyboardInterrupt:
-        hint = "; --resume goes on with it" if name == "train" else ""
-        print(f"piecewise {name}: interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print(f"piecewise {name}: interrupted{_what_to_do(end)}", file=sys.stderr)
         return 130
     except SystemExit as end:
         if end.code != _TERMINATED:
             raise
-        hint = "; --resume goes on with it" if name == "train" else ""
-        print(f"piecewise {name}: ended from outside (SIGTERM){hint}", file=sys.stderr)
+        print(f"piecewise {name}: ended from outside (SIGTERM){_what_to_do(end)}", file=sys.stderr)
         return _TERMINATED
     except (ValueError, TypeError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
         if traceback:
             raise
         print(f"piecewise {name}: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _what_to_do(end: BaseException) -> str:
+    """What an interrupted command has said of going on."""
+    return "".join(f"; {said}" for said in end.args if isinstance(said, str))
 
 
 def _sentence(error: Exception) -> str:

@@ -51,8 +51,9 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
         raise ValueError(
             f"`model.output_stride` is for timm backbones without featmap; {owner} has its own stride. Leave it out."
         )
-    lightning.seed_everything(seed, verbose=False)
     usual = ("pos_xy_std", "pos_w", "bilateral_xy_std", "bilateral_rgb_std", "bilateral_w")
+    _check_kernels(config, (*usual, "crf_compatibility"))
+    lightning.seed_everything(seed, verbose=False)
     options = ("compatibility", "learn_bandwidths", "temperature", "class_bias", "spatial")
     crf: dict[str, Any] = {name: getattr(config, name) for name in usual}
     crf |= {name: getattr(config, f"crf_{name}") for name in options}
@@ -73,6 +74,18 @@ def build_model(config: ModelConfig, classes: Classes, seed: int) -> PiecewiseTr
         trained = Path(config.start_from)
         begin_with(model, trained / MODEL_FILES[1] if trained.is_dir() else trained)
     return model
+
+
+def _check_kernels(config: ModelConfig, usual: Sequence[str]) -> None:
+    """Refuses what is said of the two usual kernels where there are others instead."""
+    if config.crf_kernels is None:
+        return
+    told = [f"`model.{name}`" for name in usual if getattr(config, name) != getattr(ModelConfig, name)]
+    if told:
+        raise ValueError(
+            f"{' and '.join(told)} would change the two usual kernels, and `model.crf_kernels` replaces both. Give "
+            "each kernel its own xy_std, rgb_std, weight and compatibility there, or `model.crf_kernels` null."
+        )
 
 
 def _context(config: ContextConfig) -> dict[str, Any]:

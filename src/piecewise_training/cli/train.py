@@ -76,11 +76,14 @@ def run(
     group = processes.current()
     if group.first:
         _check_output(folder, resolved, resume=resume, overwrite=overwrite)
-    if devices > 1 and group.size == 1:
-        _train_together(resolved, devices, resume=resume, overwrite=overwrite)
-        return
-    with _alone(folder) if group.first else nullcontext():
-        _run(folder, resolved, data, model, training, resume=resume)
+    else:  # warnings are the first one's
+        logging.getLogger("piecewise_training").setLevel(logging.ERROR)
+    with _resumable(folder, resolved, resume):
+        if devices > 1 and group.size == 1:
+            _train_together(resolved, devices, resume=resume, overwrite=overwrite)
+            return
+        with _alone(folder) if group.first else nullcontext():
+            _run(folder, resolved, data, model, training, resume=resume)
 
 
 def _run(
@@ -207,6 +210,17 @@ def _train_together(resolved: dict[str, Any], devices: int, *, resume: bool, ove
 
 
 @contextmanager
+def _resumable(folder: Path, resolved: dict[str, Any], resume: bool) -> Iterator[None]:
+    """Says of an interruption how to go on, if this run had begun by then."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        if resume or run_config(folder) == yaml.safe_load(yaml.safe_dump(resolved)):
+            end.args = (*end.args, "--resume goes on with it")
+        raise
+
+
+@contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder as long as this one lasts, however it ends.
 
@@ -265,15 +279,18 @@ def _check_output(folder: Path, resolved: dict[str, Any], *, resume: bool, overw
                 "or another --output."
             )
         return
+    from piecewise_training.cli.results import RUN_FILES
     from piecewise_training.dataset import SPLIT_FILE
 
-    if taken := [name for name in (CONFIG, SPLIT_FILE, *_FOLDERS) if (folder / name).exists()]:
+    if taken := [name for name in (CONFIG, SPLIT_FILE, *_FOLDERS, *RUN_FILES) if (folder / name).exists()]:
         raise ValueError(f"`output` {folder} holds {' and '.join(taken)}, but no run. Give a folder of its own.")
 
 
 def _holds_work(folder: Path) -> bool:
     """Whether anything was trained in a run's folder; one that failed before its first epoch may be begun anew."""
-    return any((folder / "checkpoints").glob("*/*.ckpt")) or any(folder.glob("*.safetensors"))
+    from piecewise_training.cli.results import RUN_FILES
+
+    return any((folder / "checkpoints").glob("*/*.ckpt")) or any((folder / name).exists() for name in RUN_FILES)
 
 
 def _is_replaced(weights: Path, folder: Path) -> bool:
