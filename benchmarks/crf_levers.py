@@ -73,6 +73,7 @@ VARIANTS = {
     "a fourth kernel, 10 px and 30 grey levels": Variant(_FOURTH),
     "a fourth kernel, 6 px and 8 grey levels": Variant(("--model.crf_kernels", f"[{_KERNELS}, {_NARROW}]")),
     "this kernel instead of the widest": Variant(("--model.crf_kernels", f"[{_FIRST_TWO}, {_NARROW}]")),
+    "60 px and 12 grey levels for the widest": Variant(("--model.crf_kernels", f"[{_KERNELS}]")),
     "Lovász": Variant(("--training.crf_loss", "lovasz")),
     "cross-entropy": Variant(_CROSS_ENTROPY),
     "cross-entropy, median class weights": Variant((*_CROSS_ENTROPY, "--training.class_weights", "median")),
