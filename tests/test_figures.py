@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from piecewise_training import figures
@@ -60,6 +62,29 @@ def test_bars_name_absent_classes() -> None:
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["before (mean 50.0)", "after (mean 75.0)"]
+
+
+def test_names_are_drawn_in_fonts_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib's own comes first, and what it lacks is looked up in the others."""
+    monkeypatch.setattr(figures, "_FONTS", ("a font that nobody has", "STIXGeneral"))
+    classes = Classes.named(("\u9053\u8def", "b"))
+    figure = figures.confusion_matrix(np.eye(2), classes)
+    (axis,) = figure.axes
+    assert [label.get_fontfamily() for label in axis.get_yticklabels()] == 2 * [["sans-serif", "STIXGeneral"]]
+    assert rcParams["font.family"] == ["sans-serif"]
+
+
+@pytest.mark.parametrize("letters", [3, 20, 40, 200])
+def test_a_legend_lies_within_the_figure(letters: int) -> None:
+    classes = Classes.named([f"{'construction--flat '[k:] * 12}"[: letters - 2] + f"{k:2}" for k in range(14)])
+    labels = np.arange(14, dtype=np.uint8).reshape(2, 7)
+    figure = figures.label_gallery({"a": [labels], "b": [labels], "c": [labels], "d": [labels]}, ["x"], classes)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    if letters < 200:  # one name that is wider than the whole figure cannot
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.y0 >= 0
 
 
 def test_gallery_has_the_legend_of_what_is_shown() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import numpy as np
+from matplotlib import font_manager, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -20,8 +22,37 @@ _VOID_COLOUR = (255, 255, 255)
 _STYLE: dict[str, Any] = {"fontsize": 9, "color": _INK}
 _TALLEST = 3.0  # of a picture's place in a gallery, for each unit of width: a strip is drawn small, not the figure huge
 
+_LEGEND, _LETTER, _PATCH = 8, 0.62, 5.0  # points; of these a letter's width, and that of a patch with its margins
 _WIDEST = 20.0  # of a confusion matrix, in inches: its pixels are kept in memory
 _MOST_NUMBERS, _MOST_NAMES = 90, 130  # classes with numbers or names in it: more would lie one upon the other
+
+
+# Fonts of systems and distributions for scripts that matplotlib's own has not; each fills in what those before lack.
+_FONTS = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Noto Sans CJK KR",
+        "WenQuanYi Zen Hei",
+        "Microsoft YaHei",
+        "PingFang SC",
+    ),
+    *("Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Nirmala UI", "Noto Sans Devanagari"),
+    *("Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Noto Sans Ethiopic", "Arial Unicode MS"),
+)
+Arguments = ParamSpec("Arguments")
+
+
+def _in_any_script(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Draws names in whatever script, as far as this machine has fonts for it."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Arguments.args, **options: Arguments.kwargs) -> Figure:
+        known = {font.name for font in font_manager.fontManager.ttflist}
+        with rc_context({"font.family": [*rcParams["font.family"], *(name for name in _FONTS if name in known)]}):
+            return draw(*arguments, **options)
+
+    return drawn
 
 
 def paint(labels: np.ndarray, classes: Classes) -> np.ndarray:
@@ -43,6 +74,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, classes: Classes, opacity: fl
     return np.where(known, painted, image).round().astype(np.uint8)
 
 
+@_in_any_script
 def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str]) -> Figure:
     """Loss, validation scores and learning rate over the epochs, a column for each stage.
 
@@ -91,6 +123,7 @@ _CURVES = (
 )
 
 
+@_in_any_script
 def confusion_matrix(confusion: np.ndarray, classes: Classes) -> Figure:
     """Each true class's pixels by predicted class, in per cent of the true class.
 
@@ -125,6 +158,7 @@ def _write_shares(axis: Axes, share: np.ndarray) -> None:
         axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=size, color=colour)
 
 
+@_in_any_script
 def per_class_iou(ious: Mapping[str, np.ndarray], classes: Classes) -> Figure:
     """Bars of each class's IoU, one bar for each of one to three named results."""
     count, kinds = len(classes), len(ious)
@@ -149,6 +183,7 @@ def per_class_iou(ious: Mapping[str, np.ndarray], classes: Classes) -> Figure:
     return figure
 
 
+@_in_any_script
 def label_gallery(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[str], classes: Classes) -> Figure:
     """A row for each image and a column for each kind of picture, with the legend of the classes that occur.
 
@@ -161,8 +196,10 @@ def label_gallery(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[s
     aspect = _aspect(next(iter(columns.values()))[0])
     present = sorted({int(k) for maps in columns.values() for m in maps if m.ndim == 2 for k in np.unique(m)})
     shown = [k for k in present if k < len(classes)]
-    legend_rows = math.ceil(len(shown) / 7)
     width = 2.9 * kinds
+    longest = max((len(classes.names[k]) for k in shown), default=0)
+    beside = max(1, min(7, int(72 * width / (_LEGEND * (_LETTER * longest + _PATCH)))))
+    legend_rows = math.ceil(len(shown) / beside)
     figure = Figure(figsize=(width, rows * 2.9 * aspect + 0.5 + 0.25 * legend_rows), layout="constrained")
     grid: Any = figure.subplots(rows, kinds, squeeze=False)
     for column, (title, pictures) in enumerate(columns.items()):
@@ -179,7 +216,8 @@ def label_gallery(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[s
         Patch(facecolor=_unit(classes.colours[k]), edgecolor=_GREY, linewidth=0.5, label=literal(classes.names[k]))
         for k in shown
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(7, len(patches)), fontsize=8, frameon=False)
+    columns_of_legend = min(beside, len(patches))
+    figure.legend(handles=patches, loc="outside lower center", ncols=columns_of_legend, fontsize=_LEGEND, frameon=False)
     return figure
 
 

@@ -18,17 +18,17 @@ VOID = 255
 
 
 class Scores(NamedTuple):
-    """What follows from a confusion matrix; each from 0 to 1, and NaN for a class that is in neither map.
+    """What follows from a confusion matrix; each from 0 to 1.
 
     Attributes:
         miou: mean of iou over the classes that occur.
         pixel_accuracy: share of pixels with the right label.
         mean_accuracy: mean of recall over the classes that occur in the truth.
         frequency_weighted_iou: mean of iou weighted by the true frequency.
-        iou: intersection over union of each class.
-        precision: share of a class's predicted pixels that are right.
-        recall: share of a class's true pixels that are found.
-        f1: harmonic mean of the two, the Dice coefficient.
+        iou: intersection over union of each class; NaN for one that is neither true nor predicted anywhere.
+        precision: share of a class's predicted pixels that are right; NaN for one that is never predicted.
+        recall: share of a class's true pixels that are found; NaN for one that never occurs.
+        f1: harmonic mean of the two, the Dice coefficient; NaN as of iou.
         support: number of true pixels of each class.
     """
 

@@ -20,7 +20,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def taken(**options: Any) -> None:
-        assert (options["server_name"], options["server_port"]) == ("127.0.0.1", 7777)
+        assert (options["server_name"], options["server_port"], options["share"]) == ("127.0.0.1", 7777, False)
         raise OSError("Cannot find empty port")
 
     # Gradio takes seconds to import, and is an extra that need not be there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,14 @@ from PIL import Image
 from torch import nn
 
 from piecewise_training.cli import build_parser
-from piecewise_training.cli.results import build_model, crf_values, learned_costs, notes, write_results
+from piecewise_training.cli.results import (
+    build_model,
+    crf_values,
+    evaluate_stage,
+    learned_costs,
+    notes,
+    write_results,
+)
 from piecewise_training.config import ContextConfig, FeatMapConfig, KernelConfig, ModelConfig, RelationConfig
 from piecewise_training.dataset import Classes, SyntheticDataset
 from piecewise_training.inference import Result, predict
@@ -82,6 +90,17 @@ def test_options_of_kernels_that_are_replaced() -> None:
     build_model(dataclasses.replace(config, crf_kernels=None), Classes.numbered(3), seed=0)
     usual = {"pos_w": ModelConfig.pos_w, "crf_compatibility": ModelConfig.crf_compatibility}
     build_model(dataclasses.replace(config, **usual), Classes.numbered(3), seed=0)
+
+
+def test_the_last_row_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its pairwise networks are trained and nothing after them."""
+    found = SimpleNamespace(unary=result(1), context=result(2), crf=result(3))
+    monkeypatch.setattr("piecewise_training.cli.results.evaluate", lambda *_, **__: found)
+    trainer: Any = SimpleNamespace(model=None, device=None)
+    rows = evaluate_stage(trainer, "stage2_context", None, False)
+    assert rows == {"+ context": found.context}
+    rows = evaluate_stage(trainer, "stage2_context", None, False, last=True)
+    assert list(rows.items()) == [("+ context", found.context), ("+ context, + CRF, default", found.crf)]
 
 
 def test_a_crf_that_harms_is_told() -> None:

@@ -416,6 +416,15 @@ def test_another_models_evaluation_is_not_replaced(
     assert "To replace it, pass --overwrite" in message
 
 
+def test_evaluate_says_at_once_what_cannot_be_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference, "evaluate", lambda *_, **__: pytest.fail("it was evaluated"))
+    (tmp_path / "file").touch()
+    assert main(["evaluate", "--model", str(run), "--output", str(tmp_path / "file" / "results")]) == 1
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_evaluate_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(run / "piecewise_model_final.safetensors")
     with pytest.raises(SystemExit):

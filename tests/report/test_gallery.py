@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from piecewise_training.inference import Prediction
-from piecewise_training.report import RunRecord, write_gallery
+from piecewise_training.report import RECORD_FILE, RunRecord, write_gallery
 from piecewise_training.report.gallery import _BYTES, _encoded, choose, error_map
 from tests.report.conftest import CLASSES
 
@@ -45,6 +46,17 @@ def test_colours_of_errors() -> None:
     before, after = np.array([[0, 1, 0, 1, 0]], np.uint8), np.array([[0, 0, 1, 2, 0]], np.uint8)
     colours = error_map(truth, before, after)[0].tolist()
     assert colours == [[232, 236, 240], [46, 125, 50], [217, 115, 13], [160, 32, 40], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("file", ["/etc/1_best_image.jpg", "report_pictures/../1_best_image.jpg", "1_best_image.jpg"])
+def test_pictures_of_nobody_elses(file: str, record: RunRecord, tmp_path: Path) -> None:
+    """A page of somebody's results would show, and pass on, what lies anywhere."""
+    record.save(tmp_path)
+    content = json.loads((tmp_path / RECORD_FILE).read_text())
+    content["gallery"][0]["pictures"]["image"] = file
+    (tmp_path / RECORD_FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"is damaged.*{file} is no picture that a run has drawn"):
+        RunRecord.load(tmp_path)
 
 
 def test_pictures(record: RunRecord, tmp_path: Path) -> None:

@@ -146,6 +146,12 @@ def test_options_that_hold_bytes_that_are_no_text(record: RunRecord, tmp_path: P
     assert "stra\ufffde" in read(tmp_path / "all.html")[0].text
 
 
+def test_options_of_any_script(record: RunRecord, tmp_path: Path) -> None:
+    run = dataclasses.replace(record, configuration={"data": {"root": "/home/\u5f20/Stra\u00dfe"}}, gallery=())
+    write_page(tmp_path / "one.html", {tmp_path / "a": run})
+    assert "root: /home/\u5f20/Stra\u00dfe" in "".join(read(tmp_path / "one.html")[0].text)
+
+
 def test_missing_picture(record: RunRecord, tmp_path: Path) -> None:
     (tmp_path / record.gallery[0].pictures["truth"]).unlink()
     with pytest.raises(FileNotFoundError, match="1_best_truth.png"):

@@ -41,6 +41,7 @@ def run(
         page.launch(
             server_name=host,
             server_port=port,
+            share=False,  # Gradio would publish the page from some machines unasked
             inbrowser=browser and sys.stdout.isatty(),
             max_file_size=LARGEST_FILE,
             show_error=True,

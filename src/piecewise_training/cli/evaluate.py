@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def run(
     console = Console()
     console.print(f"{len(val_set)} images of {len(network.classes)} classes", highlight=False)
     batches = val_loader(val_set, data)
+    Path(output).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):  # what cannot be written there is said now, not with all figures lost
+        pass
     outcome = evaluate(network, batches, best_device(device), inference, void_is_border(data))
     results = {"unary alone": outcome.unary}
     if outcome.context is not None:

@@ -94,8 +94,10 @@ def _context(config: ContextConfig) -> dict[str, Any]:
     return {"relations": relations, **options}
 
 
-def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any, void_is_border: bool) -> dict[str, Result]:
-    """The rows of the final table that a stage adds."""
+def evaluate_stage(
+    trainer: PiecewiseTrainer, stage: str, batches: Any, void_is_border: bool, last: bool = False
+) -> dict[str, Result]:
+    """The rows of the final table that a stage adds; the last one's end with what the model says after it."""
     outcome = evaluate(trainer.model, batches, trainer.device, void_is_border=void_is_border)
     assert outcome.crf is not None  # a trained model always has one
     context = {} if outcome.context is None else {"+ context": outcome.context}
@@ -103,7 +105,7 @@ def evaluate_stage(trainer: PiecewiseTrainer, stage: str, batches: Any, void_is_
         together = {name: result for name, result in context.items() if trainer.config.context_training == "together"}
         return {"unary alone": outcome.unary, **together, "+ CRF, default": outcome.crf}
     if stage == "stage2_context":
-        return context
+        return context | ({"+ context, + CRF, default": outcome.crf} if last else {})
     if stage == "stage2":
         return {"+ CRF, learned": outcome.crf}
     joint = {f"joint, {name}": result for name, result in context.items()}

@@ -161,7 +161,8 @@ def _run(
         console.print(f"validation mIoU {100 * trainer.best_miou:.1f} % after {minutes:.1f} min", highlight=False)
         titles[stage.name] = stage.title
         if group.first:
-            results |= tables.evaluate_stage(trainer, stage.name, val_batches, void_is_border(data))
+            last = stage is stages[-1]
+            results |= tables.evaluate_stage(trainer, stage.name, val_batches, void_is_border(data), last)
         group.wait()
     if not group.first:
         return

@@ -43,6 +43,13 @@ class Shown:
     after: float
     pictures: dict[str, str]
 
+    def __post_init__(self) -> None:
+        """Refuses other files than a gallery's: the page holds what it shows, and may be sent to somebody."""
+        for file in self.pictures.values():
+            folder, _, name = file.partition("/")
+            if folder != FOLDER or not _OURS.fullmatch(name):
+                raise ValueError(f"{file} is no picture that a run has drawn")
+
 
 def choose(scores: Sequence[float], each: int = 3) -> list[tuple[str, int]]:
     """Ranks and places of the best, the median and the worst images; each image at most once.

@@ -84,7 +84,7 @@ def _run(name: str, folder: Path, run: RunRecord, number: int, single: bool) -> 
         "compared": any(shown.before is not None for shown in run.gallery),
         "parameters": run.parameters,
         "stage_costs": _costs(run),
-        "configuration": yaml.safe_dump(dict(run.configuration), sort_keys=False) if run.configuration else "",
+        "configuration": _as_yaml(run.configuration) if run.configuration else "",
         "surroundings": list(run.surroundings.items()),
         "costs": {kernel: _learned(values, confused, run.classes.names) for kernel, values in run.costs.items()},
     }
@@ -130,6 +130,11 @@ def _confusion(result: Result, shown: Sequence[int], names: Sequence[str]) -> li
         shares = [100 * count / max(1, whole) for count in counts]
         rows.append([Cell(shares[k], counts[k], f"{counts[k]:,} {told} {names[k]}") for k in shown])
     return rows
+
+
+def _as_yaml(configuration: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _learned(values: Sequence[Any], shown: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
