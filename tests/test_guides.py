@@ -117,7 +117,9 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text("{}")  # a configuration that a command names
+    Path("runs/mine").mkdir(parents=True)
+    for named in ("run.yaml", "runs/mine/config.yaml"):  # configurations that commands name
+        Path(named).write_text("{}")
     Path("configs").symlink_to(CONFIGS)
     build_parser().parse_args(shlex.split(command, comments=True))
 
