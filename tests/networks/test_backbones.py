@@ -29,12 +29,39 @@ def test_scores_at_a_quarter(output_stride: int, height: int, width: int) -> Non
     assert [output_stride * branch[0].dilation[0] for branch in net.decoder.branches[1:]] == [96, 192]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0"])
-def test_weights_of_the_classifier_fit(name: str) -> None:
-    """Every tensor of the feature extractor is found under the names of timm's published classifier."""
-    net = TimmSegmenter(name, 5, pretrained=False)
-    renamed = _rename(timm.create_model(name).state_dict(), net.backbone)
-    assert net.backbone.state_dict().keys() <= renamed.keys()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "convnext_atto",  # stages.0 is stages_0
+        "tf_efficientnet_lite0",
+        "resnetv2_50",  # stem.conv is stem_conv
+        "cspresnet50",
+        "densenet121",  # features.conv0 is features_conv0
+        "cspnext_tiny",  # below "model"
+        "legacy_xception",  # below "body"
+    ],
+)
+def test_weights_of_the_classifier_fit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor of the feature extractor gets what timm's published classifier has."""
+    published = timm.create_model(name).state_dict()
+    monkeypatch.setattr(backbones, "_fetch", lambda _: published)
+    net = TimmSegmenter(name, 5, output_stride=32, pretrained=True)
+    own = net.backbone.state_dict()
+    renamed = _rename(published, net.backbone)
+    assert len({name for name in renamed if name in own}) == len(own)
+    assert all(torch.equal(value, renamed[name]) for name, value in own.items())
+
+
+def test_weights_that_lack_a_layer(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18").state_dict()
+    del state["conv1.weight"]
+    torch.save(state, tmp_path / "headless.pth")
+    message = (
+        r"headless\.pth lacks 1 of the network's 120 tensors: conv1\.weight\. Take a file of this very network, or"
+    )
+    with pytest.raises(ValueError, match=message):
+        TimmSegmenter("resnet18", 5, pretrained=tmp_path / "headless.pth")
 
 
 def test_local_weights(lite0_weights: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import socket
 import urllib.request
 from typing import Any
@@ -38,7 +37,7 @@ class TimmSegmenter(TakesOwnPixels):
         channels: of the feature map.
 
     Raises:
-        ValueError: timm has no such backbone, or not with this output stride.
+        ValueError: timm has no such backbone, or not with this output stride, or weights lack a tensor of it.
 
     Example:
         >>> import torch
@@ -79,8 +78,8 @@ class TimmSegmenter(TakesOwnPixels):
 
 
 def initialise_backbone(backbone: nn.Module, name: str, pretrained: Pretrained) -> None:
-    """Fills what `feature_extractor` gave with timm's ImageNet weights; see `weights.initialise`."""
-    initialise(backbone, pretrained, lambda: _fetch(name), lambda state: _rename(state, backbone))
+    """Fills what `feature_extractor` gave with timm's ImageNet weights, all of it; see `weights.initialise`."""
+    initialise(backbone, pretrained, lambda: _fetch(name), lambda state: _rename(state, backbone), complete=True)
 
 
 def feature_extractor(name: str, output_stride: int) -> Any:
@@ -127,10 +126,15 @@ def _require_name_resolution(url: str) -> None:
 
 
 def _rename(state: StateDict, network: nn.Module) -> StateDict:
-    """Matches the names of a classifier to those of a feature extractor, where timm turns stages.0 into stages_0."""
+    """Matches the names of a classifier to those of a feature extractor.
 
-    def plain(name: str) -> str:
-        return re.sub(r"_(?=\d+\.)", ".", name)
+    There timm turns stages.0 into stages_0, stem.conv into stem_conv, or puts the whole below "model" or "body".
+    """
+    names = list(network.state_dict())
+    wrapper = next((top for top in ("model.", "body.") if all(name.startswith(top) for name in names)), "")
+    own = {_plain(name.removeprefix(wrapper)): name for name in names}
+    return {own.get(_plain(name), name): value for name, value in state.items()}
 
-    own = {plain(name): name for name in network.state_dict()}
-    return {own.get(plain(name), name): value for name, value in state.items()}
+
+def _plain(name: str) -> str:
+    return name.replace("_", ".")

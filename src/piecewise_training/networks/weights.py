@@ -27,6 +27,8 @@ def initialise(
     pretrained: Pretrained,
     fetch: Callable[[], StateDict],
     adapt: Callable[[StateDict], StateDict] = lambda state: state,
+    *,
+    complete: bool = False,
 ) -> None:
     """Fills a network with weights as the user asked.
 
@@ -36,16 +38,17 @@ def initialise(
             weights; False leaves random weights; a path reads a local file.
         fetch: downloads the ImageNet weights.
         adapt: turns the state of the published classifier into the network's.
+        complete: whether the weights must have every parameter of the network.
 
     Raises:
         RuntimeError: `pretrained` is True and the weights could not be fetched.
         FileNotFoundError: `pretrained` is a path that does not exist.
-        ValueError: a file is no state dict, or holds not one tensor that fits.
+        ValueError: a file is no state dict, or the weights hold not one tensor that fits, or not all that they must.
     """
     if pretrained is False:
         return
     if isinstance(pretrained, str | Path):
-        report_loading(network, adapt(read_state_dict(pretrained)), str(pretrained))
+        report_loading(network, adapt(read_state_dict(pretrained)), str(pretrained), complete=complete)
         return
     try:
         state = fetch()
@@ -63,7 +66,7 @@ def initialise(
             stacklevel=2,
         )
         return
-    report_loading(network, adapt(state), "the ImageNet weights")
+    report_loading(network, adapt(state), "the file of ImageNet weights", complete=complete)
 
 
 def read_state_dict(path: str | Path, wanted: str = _WANTED) -> StateDict:
@@ -95,11 +98,11 @@ def read_state_dict(path: str | Path, wanted: str = _WANTED) -> StateDict:
     return state
 
 
-def report_loading(network: nn.Module, state: StateDict, source: str) -> None:
+def report_loading(network: nn.Module, state: StateDict, source: str, *, complete: bool = False) -> None:
     """Loads what fits and logs what is missing and what was not used.
 
     Raises:
-        ValueError: no tensor fits by name, or one that does has another shape.
+        ValueError: no tensor fits by name, one that does has another shape, or it is to be complete and one is missing.
     """
     own = network.state_dict()
     common = own.keys() & state.keys()
@@ -115,6 +118,11 @@ def report_loading(network: nn.Module, state: StateDict, source: str) -> None:
             + (f", and {len(misfits) - 1} more tensors differ in shape." if len(misfits) > 1 else ".")
         )
     missing, unexpected = network.load_state_dict(state, strict=False)
+    if missing and complete:
+        raise ValueError(
+            f"{source} lacks {len(missing)} of the network's {len(own)} tensors: {_some(missing)}. Take a file of this "
+            "very network, or `pretrained=False` for random weights."
+        )
     logger.log(
         logging.WARNING if missing else logging.INFO,
         "loaded %d tensors from %s; missing: %s; not used: %s",
