@@ -31,6 +31,9 @@ class DataConfig:
         val_images: Folder of validation images, for "folder"; without it a part of the training images is held out.
         val_labels: Folder of validation labels, for "folder".
         val_list: File with the names of the validation images, for "folder".
+        label_suffix: What a label's name has behind its image's, such as _mask, for "folder".
+        label_map: Classes for values of label images, {0: 255, 1: 0} say where 0 is void and classes begin at 1, for
+            "folder"; other values stay.
         val_fraction: Share of the images held out, where neither val_images nor val_list is given; null means 0.2.
         num_classes: Number of classes, for "folder".
         class_names: Names of the classes in the order of their indices, for "folder".
@@ -58,6 +61,8 @@ class DataConfig:
     val_images: str | None = None
     val_labels: str | None = None
     val_list: str | None = None
+    label_suffix: str = ""
+    label_map: dict[int, int] | None = None
     val_fraction: float | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None

@@ -100,9 +100,40 @@ def test_masks_of_0_and_255(make_pairs: Maker, capsys: pytest.CaptureFixture[str
     assert main(["data", "check", str(images.parent), "--num_classes", "2"]) == 1
     out = capsys.readouterr().out
     assert "fault: the labels of split 'all' hold 0 and 255 only, and 255 is void, which counts nowhere" in out
-    assert "If 255 stands for the object, write 1 in its place." in out
+    assert "If 255 stands for the object, write 1 in its place, or give --label_map '{255: 1}'." in out
+    assert main(["data", "check", str(images.parent)]) == 0
+    assert "warning: the labels of split 'all' hold 0 and 255 only" in capsys.readouterr().out
+    assert main(["data", "check", str(images.parent), "--num_classes", "2", "--label_map", "{255: 1}"]) == 0
+    assert "warning" not in capsys.readouterr().out
     Image.fromarray(np.ones((30, 40), np.uint8)).save(labels / "b.png")
     assert main(["data", "check", str(images.parent), "--num_classes", "2"]) == 0
+
+
+def test_labels_by_another_name(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    """In two folders or in one."""
+    images, labels = make_pairs(("a", "b"))
+    assert main(["data", "check", str(images.parent), "--label_suffix", "_gt"]) == 1
+    assert "has a name that ends in `label_suffix` '_gt'." in capsys.readouterr().out
+    for name in "ab":
+        (labels / f"{name}.png").rename(labels / f"{name}_gt.png")
+    assert main(["data", "check", str(images.parent)]) == 1
+    assert "with '_gt' behind it all have: give that as `label_suffix`." in capsys.readouterr().out
+    options = ("--label_suffix", "_gt", "--label_map", "{0: 255, 1: 0, 2: 1}", "--num_classes", "2")
+    assert main(["data", "check", str(images.parent), *options]) == 0
+    for path in labels.iterdir():
+        path.rename(images / path.name)
+    assert main(["data", "check", str(images), *options]) == 0
+    assert main(["data", "check", str(images)]) == 1
+    assert "has no layout that is known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [("--label_suffix", "_gt"), ("--label_map", "{1: 0}")])
+def test_named_layouts_have_their_own_labels(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_voc(tmp_path, {"train": ["a"]})
+    assert main(["data", "check", str(tmp_path), *option]) == 1
+    assert "`label_suffix` and `label_map` are for images/ and labels/, and" in capsys.readouterr().out
 
 
 def test_palettes_and_turned_images_are_remarked_on(make_pairs: Maker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +216,11 @@ def test_download_from_kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(kagglehub, "dataset_download", fetch)
     folder = module.download("voc2012", tmp_path / "data", "kaggle")
     assert asked == ["huanghanchina/pascal-voc-2012"]
+    assert (folder / "JPEGImages" / "a.jpg").is_file()
+    (tmp_path / "cache").rename(tmp_path / "cleared")  # and fetched again, to another place
+    folder.unlink()
+    folder.symlink_to(tmp_path / "cache of before")
+    folder = module.download("voc2012", tmp_path / "data", "kaggle")
     assert (folder / "JPEGImages" / "a.jpg").is_file()
 
 

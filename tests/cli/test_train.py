@@ -324,6 +324,29 @@ def held_out_pixels(folder: Path) -> list[str]:
         return [row["pixels"] for row in csv.DictReader(file)]
 
 
+def test_labels_by_another_name_and_of_other_numbers(
+    make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run was told, so it is judged and resumed."""
+    short = ["--training.stage1_epochs", "1", "--training.strategy", "independent", "--data.num_classes", "2"]
+    arguments = [*folder_arguments(make_pairs), *short, "--data.label_suffix", "_gt"]
+    run, labels = tmp_path / "run", tmp_path / "data" / "labels"
+    for path in labels.iterdir():
+        path.rename(labels / f"{path.stem}_gt.png")
+    assert main([*arguments, "--data.label_map", "{0: 255, 2: 0}", "--output", str(run)]) == 0
+    judged = held_out_pixels(run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["label_map"] == {0: 255, 2: 0}
+    own = ["evaluate", "--model", str(run), "--device", "cpu", "--output", str(tmp_path / "own")]
+    assert main(own) == 0
+    assert held_out_pixels(tmp_path / "own") == judged
+    shutil.rmtree(run / "checkpoints" / "stage2")
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert held_out_pixels(run) == judged
+    capsys.readouterr()
+    assert main(["train", "--output", str(run), "--resume", "--data.label_map", "{0: 255, 2: 1}"]) == 1
+    assert "data.label_map" in capsys.readouterr().err
+
+
 def test_images_that_come_later_change_no_split(
     make_pairs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from piecewise_training.config import DataConfig
 from piecewise_training.dataset import (
     DataError,
+    SegmentationDataset,
     Split,
     build_datasets,
     crf_loader,
@@ -21,6 +22,7 @@ from piecewise_training.dataset import (
     train_loader,
     val_loader,
     validation_set,
+    whole_folder,
 )
 from tests.dataset.test_layouts import make_voc
 
@@ -82,6 +84,25 @@ def test_lists_and_own_validation_folders(make_pairs: Maker, tmp_path: Path) -> 
         )
     )
     assert (train.names, val.names) == (["a", "b", "c"], ["x", "y"])
+
+
+@pytest.mark.parametrize("kind", ["fraction", "list", "folders", "whole"])
+def test_labels_by_another_name_and_of_other_numbers(make_pairs: Maker, tmp_path: Path, kind: str) -> None:
+    folders, others = make_pairs(NAMES), make_pairs(("k",), folder="other")
+    for path in (*folders[1].iterdir(), *others[1].iterdir()):
+        path.rename(path.with_stem(f"{path.stem}_gt"))
+    (tmp_path / "val.txt").write_text("j\n")
+    changes: dict[str, Any] = {
+        "fraction": {},
+        "list": {"val_list": str(tmp_path / "val.txt")},
+        "folders": {"val_images": str(others[0]), "val_labels": str(others[1])},
+        "whole": {},
+    }[kind]
+    setup = config(folders, label_suffix="_gt", label_map={0: 255, 2: 0}, num_classes=2, **changes)
+    for dataset in (whole_folder(setup),) if kind == "whole" else build_datasets(setup):
+        assert isinstance(dataset, SegmentationDataset)
+        assert [pair.label.stem for pair in dataset.pairs] == [f"{name}_gt" for name in dataset.names]
+        assert {*dataset.read(0)[1].flat} == {255, 1, 0}
 
 
 def test_root_with_images_and_labels(make_pairs: Maker) -> None:
@@ -180,6 +201,11 @@ def test_named_sets(tmp_path: Path) -> None:
         ({"val_fraction": 1.0}, "`data.val_fraction` must be between 0 and 1; got 1.0"),
         ({"name": "voc2012"}, "`data.images` does not belong to data.name voc2012. Give --data.name folder"),
         ({"train_scenes": 5}, "`data.train_scenes` does not belong to .* folder. Give --data.name synthetic"),
+        ({"label_map": {0: 300}}, "`data.label_map` must give values from 0 to 255 such classes, .*; got 300"),
+        (
+            {"name": "camvid", "images": None, "labels": None, "num_classes": None, "label_suffix": "_gt"},
+            "`data.label_suffix` does not belong to data.name camvid. Give --data.name folder",
+        ),
         ({"image_list": "nowhere.txt"}, "`data.image_list` nowhere.txt does not exist"),
         ({"val_list": "nowhere.txt"}, "`data.val_list` nowhere.txt does not exist"),
     ],

@@ -156,3 +156,37 @@ def test_contradicting_classes(make_pairs: Maker) -> None:
 def test_normalise_takes_floats_too() -> None:
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     torch.testing.assert_close(normalise(image), normalise(image / 255))
+
+
+def test_labels_by_another_name_and_of_other_numbers(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a", "b"))
+    Image.fromarray(np.array([[0, 1], [2, 7]], np.uint8).repeat(20, 1).repeat(15, 0)).save(labels / "a.png")
+    for name in "ab":
+        (labels / f"{name}.png").rename(labels / f"{name}_gt.png")
+    options = {"image_size": None, "label_suffix": "_gt", "image_list": ["a"]}
+    mapped = SegmentationDataset(images, labels, label_map={0: 255, 1: 0, 7: 1}, num_classes=3, **options)
+    assert mapped[0][1][[0, 0, 29, 29], [0, 39, 0, 39]].tolist() == [255, 0, 2, 1]
+    assert mapped.read(0)[1][[0, 0, 29, 29], [0, 39, 0, 39]].tolist() == [255, 0, 2, 1]
+    assert mapped.read_label(0)[0, 0] == 255
+    table = np.full(256, 255, np.uint8)
+    table[1:3] = 0, 1
+    for label_map in (table, dict(zip(np.arange(256), table, strict=True))):
+        same = SegmentationDataset(images, labels, label_map=label_map, num_classes=2, **options)
+        assert same[0][1][[0, 0, 29, 29], [0, 39, 0, 39]].tolist() == [255, 0, 1, 255]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({0: 256}, "256"),
+        ({-1: 0}, "-1"),
+        ({0: 1.5}, r"1\.5"),
+        (np.arange(9), r"an array of shape \(9,\)"),
+        (np.zeros((256, 1)), r"an array of shape \(256, 1\)"),
+        (np.zeros(()), r"an array of shape \(\)"),
+        (np.full(256, 300), "300"),
+    ],
+)
+def test_maps_of_labels_that_are_none(make_pairs: Maker, wrong: object, told: str) -> None:
+    with pytest.raises(ValueError, match=rf"`label_map` must give values from 0 to 255 such classes, .*; got {told}\."):
+        SegmentationDataset(*make_pairs(), label_map=wrong)  # type: ignore[arg-type]

@@ -38,9 +38,10 @@ def test_partners_that_are_missing(make_pairs: Maker) -> None:
     images, labels = make_pairs(("a", "b", "c"))
     (labels / "b.png").unlink()
     (images / "c.jpg").unlink()
-    with pytest.raises(
-        DataError, match=r"image .*b.jpg has no label of its name in .*labels. 1 more files have faults"
-    ):
+    message = (
+        r"image .*b.jpg has no label of its name in .*labels\. label .*c.png has no image of its name in .*images\.$"
+    )
+    with pytest.raises(DataError, match=message):
         pair_by_stem(images, labels)
     pairs, faults = match_by_stem(images, labels)
     assert [pair.name for pair in pairs] == ["a"]
@@ -48,6 +49,47 @@ def test_partners_that_are_missing(make_pairs: Maker) -> None:
     assert "c.png has no image of its name" in faults[1]
     with pytest.raises(DataError, match="'z' is listed, but .*images has no such image"):
         pair_by_stem(images, labels, ["a", "z"])
+    with pytest.raises(
+        DataError, match=r"'y2' is listed, but .*images has no such image\. There are 7 more such faults\.$"
+    ):
+        pair_by_stem(images, labels, [f"y{place}" for place in range(1, 6)])
+
+
+def test_labels_whose_names_end_in_something(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a", "b"))
+    for name in "ab":
+        (labels / f"{name}.png").rename(labels / f"{name}_mask.png")
+    Image.new("L", (4, 4)).save(labels / "a_outline.png")
+    pairs = pair_by_stem(images, labels, label_suffix="_mask")
+    assert [(p.name, p.image.name, p.label.name) for p in pairs] == [
+        ("a", "a.jpg", "a_mask.png"),
+        ("b", "b.jpg", "b_mask.png"),
+    ]
+    assert [pair.name for pair in pair_by_stem(images, labels, ["b"], "_mask")] == ["b"]
+    message = (
+        r"no label in .*labels has the name of an image, but with '_mask' behind it all have: give that as `label_suf"
+    )
+    with pytest.raises(DataError, match=message):
+        pair_by_stem(images, labels)
+    with pytest.raises(DataError, match=r"no label in .*labels has a name that ends in `label_suffix` '_gt'\."):
+        pair_by_stem(images, labels, label_suffix="_gt")
+    (labels / "b_mask.png").rename(labels / "c_mask.png")
+    pairs, faults = match_by_stem(images, labels, label_suffix="_mask")
+    assert [pair.name for pair in pairs] == ["a"]
+    assert faults[0].endswith(f"b.jpg has no label of its name and '_mask' in {labels}.")
+    assert faults[1].endswith(f"c_mask.png has no image of its name in {images}.")
+
+
+def test_one_folder_for_both_with_an_ending(make_pairs: Maker) -> None:
+    images, labels = make_pairs(("a", "b"))
+    for name in "ab":
+        (labels / f"{name}.png").rename(images / f"{name}_mask.png")
+    found = pair_by_stem(images, images, label_suffix="_mask")
+    assert [(p.image.name, p.label.name) for p in found] == [("a.jpg", "a_mask.png"), ("b.jpg", "b_mask.png")]
+    for name in "ab":
+        (images / f"{name}.jpg").unlink()
+    with pytest.raises(DataError, match=r"every file in .*images has a name that ends in `label_suffix` '_mask'\."):
+        pair_by_stem(images, images, label_suffix="_mask")
 
 
 def test_folders_that_are_missing_or_empty(tmp_path: Path, make_pairs: Maker) -> None:
@@ -115,7 +157,9 @@ def test_one_folder_for_both(make_pairs: Maker, tmp_path: Path) -> None:
     images, _ = make_pairs()
     (tmp_path / "same").symlink_to(images)
     for folder in (images, tmp_path / "same"):
-        with pytest.raises(DataError, match=r"images and labels lie in one folder, .*Move the labels to a folder of"):
+        with pytest.raises(
+            DataError, match=r"images and labels lie in one folder, .*Move the labels to .*`label_suffix`"
+        ):
             pair_by_stem(images, folder)
 
 

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 
-def check(folders: list[str], num_classes: int | None = None) -> int:
+def check(
+    folders: list[str],
+    num_classes: int | None = None,
+    label_suffix: str = "",
+    label_map: dict[int, int] | None = None,
+) -> int:
     """Reads every pair of image and label, and prints what is in them and every fault by file name.
 
     Exits with 1 if there is a fault.
@@ -14,18 +19,21 @@ def check(folders: list[str], num_classes: int | None = None) -> int:
     Args:
         folders: data sets: images/ and labels/, or the layout of VOC, Cityscapes or CamVid
         num_classes: number of classes, to find labels beyond them; known for Cityscapes and the SegNet CamVid
+        label_suffix: what a label's name has behind its image's, such as _mask, in images/ and labels/
+        label_map: classes for values of label images there, such as {0: 255, 1: 0}; other values stay
     """
     from rich.console import Console
 
     from piecewise_training.cli.surveys import print_frequencies, print_remarks, print_summary
-    from piecewise_training.dataset.files import DataError
+    from piecewise_training.dataset.files import DataError, label_table
     from piecewise_training.dataset.survey import find_parts, survey
 
     console = Console()
+    table = None if label_map is None else label_table(label_map)
     faults: list[str] = []
     for folder in folders:
         try:
-            parts = find_parts(Path(folder))
+            parts = find_parts(Path(folder), label_suffix, table)
         except DataError as error:
             faults.append(str(error))
             continue

@@ -166,7 +166,6 @@ def _run(
         group.wait()
     if not group.first:
         return
-    network.to(trainer.device)  # Lightning leaves it on the CPU
     tables.save_model(network, folder)
     moved = tables.parameters(network, start_values)
     notes = tables.notes(moved, trainer.history, tables.surroundings(network), results)
@@ -314,7 +313,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A configuration by the names that options have."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        nested = isinstance(value, dict) and all(isinstance(name, str) for name in value)  # a map of labels is a value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 

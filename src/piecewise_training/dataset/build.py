@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -19,7 +20,7 @@ from piecewise_training.config import DataConfig
 from piecewise_training.dataset.camvid import camvid_dataset
 from piecewise_training.dataset.cityscapes import cityscapes_dataset
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import DataError
+from piecewise_training.dataset.files import DataError, label_table
 from piecewise_training.dataset.folder import SegmentationDataset
 from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
 from piecewise_training.dataset.split import Split, draw
@@ -81,8 +82,8 @@ def whole_folder(config: DataConfig) -> SegmentationDataset:
     _refuse_unused(config)
     classes = _folder_classes(config)
     names = _listed_names(config)
-    pairs = pair_by_stem(*_images_and_labels(config), names)
-    return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
+    pairs = pair_by_stem(*_images_and_labels(config), names, config.label_suffix)
+    return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes, label_map=_label_map(config))
 
 
 def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> DataLoader[Any]:
@@ -178,7 +179,7 @@ def _folder(config: DataConfig, seed: int, split: Split | None) -> tuple[Make, M
     folders = _images_and_labels(config)
 
     def dataset(pairs: list[Pair]) -> SegmentationDataset:
-        return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes)
+        return SegmentationDataset.from_pairs(pairs, config.image_size, classes=classes, label_map=_label_map(config))
 
     def train() -> AnyDataset:
         pairs = training()
@@ -192,7 +193,7 @@ def _folder(config: DataConfig, seed: int, split: Split | None) -> tuple[Make, M
 
 def _parts(config: DataConfig, folders: tuple[Path, Path], seed: int, split: Split | None) -> tuple[Find, Find]:
     """What finds the pairs of training and what finds those of validation, each of which is looked for only then."""
-    whole = cache(lambda: pair_by_stem(*folders, _listed_names(config)))
+    whole = cache(lambda: pair_by_stem(*folders, _listed_names(config), config.label_suffix))
     if config.val_images and config.val_labels:
         judged = Path(config.val_images), Path(config.val_labels)  # which may be the folders of training
     elif config.val_images or config.val_labels:
@@ -205,7 +206,8 @@ def _parts(config: DataConfig, folders: tuple[Path, Path], seed: int, split: Spl
         fraction = VAL_FRACTION if config.val_fraction is None else config.val_fraction
         drawn = cache(lambda: draw(whole(), fraction, seed))
         return lambda: drawn()[0], lambda: drawn()[1]
-    named = cache(lambda: pair_by_stem(*judged, None if config.val_list is None else _read_once(config.val_list)))
+    listed = cache(lambda: None if config.val_list is None else _read_once(config.val_list))
+    named = cache(lambda: pair_by_stem(*judged, listed(), config.label_suffix))
     return lambda: _without({pair.image.resolve() for pair in named()}, whole()), named
 
 
@@ -233,6 +235,15 @@ def _folder_classes(config: DataConfig) -> Classes:
     if config.num_classes not in (None, len(classes)):
         raise DataError(f"`data.num_classes` is {config.num_classes}, but data.class_names lists {len(classes)}.")
     return classes
+
+
+def _label_map(config: DataConfig) -> np.ndarray | None:
+    if config.label_map is None:
+        return None
+    try:
+        return label_table(config.label_map)
+    except ValueError as error:
+        raise DataError(str(error).replace("`label_map`", "`data.label_map`")) from error
 
 
 def _images_and_labels(config: DataConfig) -> tuple[Path, Path]:
@@ -267,7 +278,7 @@ _OPTIONS = {
     "synthetic": {"train_scenes", "val_scenes"},
     "folder": {
         *("root", "images", "labels", "image_list", "val_images", "val_labels", "val_list", "val_fraction"),
-        *("num_classes", "class_names"),
+        *("num_classes", "class_names", "label_suffix", "label_map"),
     },
 }
 _SOURCES: dict[str, Any] = {

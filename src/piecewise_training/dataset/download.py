@@ -61,6 +61,8 @@ def _voc2012_from_kaggle(root: Path) -> Path:
     if found is None:
         raise DataError(f"{cache}, downloaded from Kaggle, holds no JPEGImages.")
     target = root / "VOCdevkit" / "VOC2012"
+    if target.is_symlink() and not target.exists():  # into a cache that has been cleared since
+        target.unlink()
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(found, target_is_directory=True)

@@ -6,7 +6,7 @@ import errno
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,8 +175,30 @@ def check_label(path: Path, label: np.ndarray, size: tuple[int, int], num_classe
     if wrong.size:
         raise DataError(
             f"label {path} holds the value {wrong[0]}{and_more(wrong)}, but classes go from 0 to {num_classes - 1}, "
-            f"and {VOID} is void. Set num_classes to the number of classes, or map the value."
+            f"and {VOID} is void. Set num_classes to the number of classes, or write {VOID} where the value means void."
         )
+
+
+def label_table(label_map: Mapping[int, int] | np.ndarray) -> np.ndarray:
+    """A class for each of the 256 values of a label image; values that a mapping lacks stay as they are.
+
+    Raises:
+        ValueError: a value or class is not from 0 to 255, or an array does not have 256 of them.
+
+    Example:
+        >>> label_table({0: 255, 1: 0})[:4]
+        array([255,   0,   2,   3], dtype=uint8)
+    """
+    wanted = "`label_map` must give values from 0 to 255 such classes, {0: 255, 1: 0} say"
+    if not isinstance(label_map, Mapping) and np.shape(label_map) != (256,):
+        raise ValueError(f"{wanted}, or all 256 of them; got an array of shape {np.shape(label_map)}.")
+    entries = dict(label_map.items() if isinstance(label_map, Mapping) else enumerate(label_map))
+    wrong = [n for n in (*entries, *entries.values()) if not isinstance(n, int | np.integer) or not 0 <= n <= 255]
+    if wrong:
+        raise ValueError(f"{wanted}; got {wrong[0]}.")
+    table = np.arange(256, dtype=np.uint8)
+    table[list(entries)] = list(entries.values())
+    return table
 
 
 def labels_from_colours(image: np.ndarray, colours: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from piecewise_training.dataset.classes import Classes
-from piecewise_training.dataset.files import check_label, read_image, read_label
+from piecewise_training.dataset.files import check_label, label_table, read_image, read_label
 from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
 from piecewise_training.dataset.transforms import normalise, resize
 
@@ -41,12 +41,16 @@ class SegmentationDataset(Dataset[Item]):
             `fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}`. Those that resize (Resize, RandomResizedCrop) take the
             pixels of a mask half a pixel beside those of the image.
         image_list: a text file or a sequence of names, to take only these, in this order.
+        label_suffix: what a label's name has behind its image's, such as "_mask"; both may lie in one folder then.
+        label_map: classes for values of the label images, such as {0: 255, 1: 0}, or all 256 of them as an array; those
+            that it does not have stay as they are.
         num_classes: if given, labels are checked to hold nothing else than classes and void.
         classes: names and colours, for reports; gives `num_classes` too.
 
     Raises:
         TypeError: a folder is no path.
-        ValueError: `image_size` is not (height, width), or `num_classes` and `classes` contradict each other.
+        ValueError: `image_size` is not (height, width), `num_classes` and `classes` contradict each other, or
+            `label_map` holds what is no byte.
         DataError: a folder, a partner or a listed file is missing; or, at an item, a file is broken or does not fit.
 
     Example:
@@ -70,6 +74,8 @@ class SegmentationDataset(Dataset[Item]):
         transform: Transform | None = None,
         image_list: str | Path | Sequence[str] | None = None,
         *,
+        label_suffix: str = "",
+        label_map: Mapping[int, int] | np.ndarray | None = None,
         num_classes: int | None = None,
         classes: Classes | None = None,
     ) -> None:
@@ -78,11 +84,12 @@ class SegmentationDataset(Dataset[Item]):
                 raise TypeError(f"`{argument}` must be the path of a folder; got {folder!r}.")
         names = None if image_list is None else read_names(image_list)
         self._setup(
-            pair_by_stem(Path(image_dir), Path(label_dir), names),
+            pair_by_stem(Path(image_dir), Path(label_dir), names, label_suffix),
             image_size=image_size,
             transform=transform,
             num_classes=num_classes,
             classes=classes,
+            label_map=label_map,
         )
 
     @classmethod
@@ -94,7 +101,7 @@ class SegmentationDataset(Dataset[Item]):
         *,
         num_classes: int | None = None,
         classes: Classes | None = None,
-        label_map: np.ndarray | None = None,
+        label_map: Mapping[int, int] | np.ndarray | None = None,
     ) -> SegmentationDataset:
         """A data set from pairs found elsewhere.
 
@@ -104,7 +111,7 @@ class SegmentationDataset(Dataset[Item]):
             transform: as above.
             num_classes: as above.
             classes: as above.
-            label_map: 256 uint8 values that a label's values are replaced by, before anything else.
+            label_map: as above; labels are mapped before anything else.
         """
         dataset = cls.__new__(cls)
         dataset._setup(
@@ -125,7 +132,7 @@ class SegmentationDataset(Dataset[Item]):
         transform: Transform | None,
         num_classes: int | None,
         classes: Classes | None,
-        label_map: np.ndarray | None = None,
+        label_map: Mapping[int, int] | np.ndarray | None = None,
     ) -> None:
         if image_size is not None and (np.shape(image_size) != (2,) or min(image_size) < 1):
             raise ValueError(f"`image_size` must be (height, width) of at least 1 or None; got {image_size!r}.")
@@ -136,7 +143,7 @@ class SegmentationDataset(Dataset[Item]):
         self.transform = transform
         self.num_classes = len(classes) if classes is not None else num_classes
         self.classes = Classes.numbered(num_classes) if classes is None and num_classes else classes
-        self.label_map = label_map
+        self.label_map = None if label_map is None else label_table(label_map)
 
     @property
     def names(self) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from piecewise_training.dataset.files import SUFFIXES, DataError, and_more, broken_link, is_broken_link
 
+_SHOWN = 3  # of the faults, where all may be thousands
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -19,35 +21,66 @@ class Pair:
     label: Path
 
 
-def pair_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> list[Pair]:
+def pair_by_stem(
+    image_dir: Path, label_dir: Path, names: Iterable[str] | None = None, label_suffix: str = ""
+) -> list[Pair]:
     """Pairs images with labels by file name without suffix, in the order of `names`, or sorted.
+
+    Args:
+        image_dir: the images.
+        label_dir: the labels.
+        names: of the images to take; None takes all.
+        label_suffix: what a label's stem has behind its image's; files of other names are no labels then.
 
     Raises:
         DataError: a folder is missing or empty, both are one, two files share a stem, a partner or a listed name is
             missing, or a link leads nowhere.
     """
-    pairs, faults = match_by_stem(image_dir, label_dir, names)
+    pairs, faults = match_by_stem(image_dir, label_dir, names, label_suffix)
     if faults:
-        rest = f" {len(faults) - 1} more files have faults; `piecewise data check` lists all." if faults[1:] else ""
-        raise DataError(faults[0] + rest)
+        shown = " ".join(faults[:_SHOWN])
+        rest = f" There are {len(faults) - _SHOWN} more such faults." if faults[_SHOWN:] else ""
+        raise DataError(shown + rest)
     return pairs
 
 
-def match_by_stem(image_dir: Path, label_dir: Path, names: Iterable[str] | None = None) -> tuple[list[Pair], list[str]]:
+def match_by_stem(
+    image_dir: Path, label_dir: Path, names: Iterable[str] | None = None, label_suffix: str = ""
+) -> tuple[list[Pair], list[str]]:
     """The pairs of two folders, and a sentence for each file or listed name that lacks a partner or leads nowhere.
 
+    Args:
+        image_dir: as in `pair_by_stem`.
+        label_dir: as in `pair_by_stem`.
+        names: as in `pair_by_stem`.
+        label_suffix: as in `pair_by_stem`.
+
     Raises:
-        DataError: a folder is missing or empty, both are one, or two files share a stem.
+        DataError: a folder is missing or empty, both are one, two files share a stem, or names of labels end otherwise
+            than is said.
     """
-    if image_dir.is_dir() and image_dir.resolve() == label_dir.resolve():
+    one_folder = image_dir.is_dir() and image_dir.resolve() == label_dir.resolve()
+    if one_folder and not label_suffix:
         raise DataError(
             f"images and labels lie in one folder, {image_dir}, where they have to share their names. Move the labels "
-            "to a folder of their own."
+            "to a folder of their own, or say what their names end in: `label_suffix`."
         )
     images, labels = _by_stem(image_dir, "image_dir"), _by_stem(label_dir, "label_dir")
+    if label_suffix:
+        if one_folder:
+            images = {name: path for name, path in images.items() if not name.endswith(label_suffix)}
+        labels = _without_ending(labels, label_suffix, label_dir)
+    if not images:
+        raise DataError(f"every file in {image_dir} has a name that ends in `label_suffix` {label_suffix!r}.")
+    if not (label_suffix or images.keys() & labels.keys()) and (ending := _ending(images, labels)):
+        raise DataError(
+            f"no label in {label_dir} has the name of an image, but with {ending!r} behind it all have: give that as "
+            "`label_suffix`."
+        )
     if names is None:
         names = sorted(images.keys() & labels.keys())
-        faults = [f"image {images[name]} has no label of its name in {label_dir}." for name in images.keys() - labels]
+        called = f"its name and {label_suffix!r}" if label_suffix else "its name"
+        faults = [f"image {images[name]} has no label of {called} in {label_dir}." for name in images.keys() - labels]
         faults += [f"label {labels[name]} has no image of its name in {image_dir}." for name in labels.keys() - images]
     else:
         names = [_composed(name) for name in names]
@@ -133,6 +166,21 @@ def _by_stem(folder: Path, argument: str) -> dict[str, Path]:
     if not found:
         raise DataError(f"`{argument}` {folder} holds no image ({', '.join(s[1:] for s in SUFFIXES)}).")
     return found
+
+
+def _without_ending(labels: dict[str, Path], ending: str, folder: Path) -> dict[str, Path]:
+    """The labels whose stem has an ending, by what is before it."""
+    found = {name.removesuffix(ending): path for name, path in labels.items() if name.endswith(ending)}
+    if not found:
+        raise DataError(f"no label in {folder} has a name that ends in `label_suffix` {ending!r}.")
+    return found
+
+
+def _ending(images: dict[str, Path], labels: dict[str, Path]) -> str | None:
+    """What labels' names have behind those of images, where every image has such a label."""
+    first = min(images)
+    endings = sorted(name.removeprefix(first) for name in labels if name.startswith(first))
+    return next((ending for ending in endings if all(name + ending in labels for name in images)), None)
 
 
 def _without_suffix(name: str) -> str:

@@ -16,6 +16,7 @@ from piecewise_training.dataset.pairing import Pair, match_by_stem, read_names
 from piecewise_training.dataset.remarks import Palettes, Turns
 
 FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
+_ALL = "all"  # what the split of such a folder is called
 
 
 @dataclass(frozen=True)
@@ -79,33 +80,52 @@ class Survey:
         return float(self.pixels[VOID] / max(1, self.pixels.sum()))
 
 
-def find_parts(root: Path) -> list[Part]:
+def find_parts(root: Path, label_suffix: str = "", label_map: np.ndarray | None = None) -> list[Part]:
     """Recognises the layout of a folder: VOC, Cityscapes, the SegNet tutorial's CamVid, or images/ and labels/.
 
+    Args:
+        root: the folder.
+        label_suffix: what a label's name has behind its image's, in images/ and labels/ or in the folder itself.
+        label_map: what the values of labels there are replaced by.
+
     Raises:
-        DataError: the folder does not exist or has none of these layouts.
+        DataError: the folder does not exist, has none of these layouts, or one whose labels these two are not for.
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder.")
+    parts = _known_layout(root)
+    if parts and (label_suffix or label_map is not None):
+        raise DataError(f"`label_suffix` and `label_map` are for images/ and labels/, and {root} has another layout.")
+    if parts:
+        return parts
+    folder = _voc_folder(root)
+    for images, labels in (*FOLDERS, *([(".", ".")] if label_suffix else ())):
+        if (folder / images).is_dir() and (folder / labels).is_dir():
+            return [_part(_ALL, partial(_folder_part, folder / images, folder / labels, label_suffix, label_map))]
+    raise DataError(
+        f"{root} has no layout that is known: images/ and labels/ of the same names, VOC (JPEGImages, "
+        "SegmentationClass, ImageSets), Cityscapes (leftImg8bit, gtFine) or CamVid (train, trainannot)."
+    )
+
+
+def _known_layout(root: Path) -> list[Part]:
+    """The splits of a data set of the field; none where it is something else."""
     if (root / "leftImg8bit").is_dir():
         return [_part(split, partial(_cityscapes_part, root)) for split in cityscapes.cityscapes_splits(root)]
     segnet = [split for split in ("train", "val", "test") if camvid.segnet_folder(root, split)]
     if segnet:
         return [_part(split, partial(_segnet_part, root)) for split in segnet]
-    try:
-        folder = voc.voc_folder(root)
-    except DataError:
-        folder = root
+    folder = _voc_folder(root)
     lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
-    if lists:
-        return [_part(listing.stem, partial(_voc_part, folder)) for listing in lists]
-    for images, labels in FOLDERS:
-        if (folder / images).is_dir() and (folder / labels).is_dir():
-            return [_part("all", partial(_folder_part, folder / images, folder / labels))]
-    raise DataError(
-        f"{root} has no layout that is known: images/ and labels/ of the same names, VOC (JPEGImages, "
-        "SegmentationClass, ImageSets), Cityscapes (leftImg8bit, gtFine) or CamVid (train, trainannot)."
-    )
+    return [_part(listing.stem, partial(_voc_part, folder)) for listing in lists]
+
+
+def _voc_folder(root: Path) -> Path:
+    """Where VOC lies below a folder, or else the folder itself."""
+    try:
+        return voc.voc_folder(root)
+    except DataError:
+        return root
 
 
 def survey(part: Part, num_classes: int | None = None) -> Survey:
@@ -127,12 +147,14 @@ def survey(part: Part, num_classes: int | None = None) -> Survey:
             check_label(pair.label, label, size, classes)
         except DataError as error:
             found.faults.append(str(error))
-    if classes == 2 and np.flatnonzero(found.pixels).tolist() == [0, VOID]:
-        found.faults.append(
-            f"the labels of split {part.name!r} hold 0 and {VOID} only, and {VOID} is void, which counts nowhere: no "
-            f"pixel is of class 1. If {VOID} stands for the object, write 1 in its place."
-        )
     found.remarks += [*palettes.remarks(), *turns.remarks()]
+    if classes in (2, None) and np.flatnonzero(found.pixels).tolist() == [0, VOID]:
+        unmapped = part.name == _ALL and part.label_map is None
+        remedy = "write 1 in its place" + (f", or give --label_map '{{{VOID}: 1}}'" if unmapped else "")
+        (found.faults if classes else found.remarks).append(
+            f"the labels of split {part.name!r} hold 0 and {VOID} only, and {VOID} is void, which counts nowhere: no "
+            f"pixel is of class 1. If {VOID} stands for the object, {remedy}."
+        )
     return found
 
 
@@ -144,8 +166,8 @@ def _part(name: str, find: Callable[[str], Part]) -> Part:
         return Part(name, [], [str(error)])
 
 
-def _folder_part(images: Path, labels: Path, name: str) -> Part:
-    return Part(name, *match_by_stem(images, labels))
+def _folder_part(images: Path, labels: Path, label_suffix: str, label_map: np.ndarray | None, name: str) -> Part:
+    return Part(name, *match_by_stem(images, labels, label_suffix=label_suffix), label_map)
 
 
 def _voc_part(folder: Path, split: str) -> Part:

@@ -12,6 +12,7 @@ import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from torch import Tensor
 
+from piecewise_training.losses import VOID
 from piecewise_training.trainer.learner import Learner
 from piecewise_training.trainer.memory import peak_bytes, reset_peak
 
@@ -69,10 +70,12 @@ class AbsentClasses(lightning.Callback):
         self._told = True
         absent = [name for name, count in zip(self._names, pl_module.support.tolist(), strict=True) if not count]
         if absent and trainer.is_global_zero:
+            binary = len(self._names) == 2 and absent == [self._names[1]]
             logger.warning(
                 "the validation labels hold no pixel of %s: how well that is learned is not judged, and mean IoU is "
-                "the mean of the other classes",
+                "the mean of the other classes%s",
                 ", ".join(absent),
+                f"; where masks hold 0 and {VOID}, write 1 in place of {VOID}, which is void" if binary else "",
             )
 
 
