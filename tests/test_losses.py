@@ -320,3 +320,6 @@ def test_labels_are_classes_or_void_in_any_type_of_whole_numbers(loss: UnaryLoss
         ValueError, match=r"`target` must hold whole numbers, of classes; got \(2, 4, 5\) float32. Conv"
     ):
         loss(logits, target.float())
+    message = r"`target` must be \(2, 4, 5\) for scores of \(2, 3, 4, 5\); got \(2, 1, 4, 5\) int64\."
+    with pytest.raises(ValueError, match=message):
+        loss(logits, target[:, None])

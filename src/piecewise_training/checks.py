@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -45,8 +46,11 @@ def as_tensor(name: str, value: object) -> Tensor:
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
 
 
-def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> None:
+def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> bool:
     """Checks what the dense CRF is given; `called` is the scores' name where they came in.
+
+    Returns:
+        Whether `grey_levels` should look at the image: its mean is from 0 to 1. To ask would make a GPU wait again.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -69,22 +73,55 @@ def scores_and_image(scores: Tensor, image: Tensor, called: str = "scores") -> N
     if scores.device != image.device:
         raise ValueError(f"`{called}` and `image` must be on one device; got {scores.device} and {image.device}.")
     finite(called, scores)
-    finite("image", image)
+    return 0 < finite("image", image) <= image.numel()
 
 
-def finite(name: str, value: Tensor) -> None:
-    """Raises a ValueError where a tensor holds NaN or infinity: one would spread to every pixel."""
+def grey_levels(name: str, image: Tensor, stds: Iterable[Tensor | float], stacklevel: int) -> None:
+    """Warns of an image from 0 to 1 under bandwidths in grey levels, to which all its colours are one.
+
+    Values between 0 and 1 make such an image: a black one in grey levels holds 0, and 1 here and there.
+
+    Args:
+        name: the image's, where it came in.
+        image: any shape.
+        stds: the bandwidths; where one is below 1 they suit such an image.
+        stacklevel: how many frames above is the user's call.
+    """
+    if not image.is_floating_point():
+        return
+    values = image.detach()
+    least, most = (float(bound) for bound in values.aminmax())
+    if least < 0 or most > 1 or not bool(((values > 0.02) & (values < 0.98)).any()):
+        return
+    if all(float(std.detach() if isinstance(std, Tensor) else std) >= 1 for std in stds):
+        warnings.warn(
+            f"`{name}` holds values from 0 to 1, which are all one colour to a bandwidth in grey levels. Give it from "
+            "0 to 255 (`255 * image`), or the bandwidth in the image's unit.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def finite(name: str, value: Tensor) -> float:
+    """Raises a ValueError where a tensor holds NaN or infinity: one would spread to every pixel.
+
+    Returns:
+        The sum of a tensor's values, 0 for whole numbers.
+    """
+    if not value.is_floating_point():
+        return 0.0
     # A sum is finite only if everything in it is, and five times faster to take than the exact answer.
-    if value.is_floating_point() and not math.isfinite(_sum(value.detach())) and not bool(value.isfinite().all()):
+    total = _sum(value.detach())
+    if not math.isfinite(total) and not bool(value.isfinite().all()):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"`{name}` must be finite; {bad} of {value.numel()} values are NaN or infinite.")
+    return total
 
 
 def _sum(value: Tensor) -> float:
     if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
         with np.errstate(all="ignore"):  # NumPy's: torch's threads would go on spinning beside those of the CRF
             return float(value.numpy().sum())
-    return float(value.sum())
+    return float(value.sum(dtype=torch.float64 if value.dtype == torch.float64 else torch.float32))
 
 
 def scalar(name: str, value: Tensor | float, *, positive: bool = False) -> None:

@@ -28,7 +28,7 @@ def cross_entropy(
         weight: of each class; the mean is weighted.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
@@ -43,9 +43,9 @@ def marginal_nll(
     """Mean negative log-likelihood of marginals given as log Q, which a CRF returns; 0 if every pixel is void.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
     """
-    return _nll(log_q, _labels(target, log_q.shape[1]), weight)
+    return _nll(log_q, _labels(target, log_q), weight)
 
 
 def _nll(log_q: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
@@ -100,7 +100,7 @@ def edge_nll(
     """
     scores = _single(scores)
     classes = scores.shape[-1]
-    labels = _labels(labels, classes, "labels")
+    labels = _whole(labels, classes, "labels")
     first, second = labels[:, edges[0]], labels[:, edges[1]]
     known = (first != VOID) & (second != VOID)
     first, second = first.where(known, 0), second.where(known, 0)
@@ -118,14 +118,14 @@ def pairwise_agreement(logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b 
     of different labels, of which there are few, weigh one half each. Pairs with a void end are left out.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
 
     Example:
         >>> sure = torch.tensor([[[[9.0, -9.0]], [[-9.0, 9.0]]]])
         >>> float(pairwise_agreement(sure, torch.tensor([[[0, 1]]]))) < 1e-3
         True
     """
-    return _agreement(_single(logits).log_softmax(1), _labels(target, logits.shape[1]))
+    return _agreement(_single(logits).log_softmax(1), _labels(target, logits))
 
 
 def _agreement(log_p: Tensor, target: Tensor) -> Tensor:
@@ -156,7 +156,17 @@ def _log_others(log_p: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
     return torch.log1p(-rest.exp()).scatter(1, likeliest, rest.logsumexp(1, keepdim=True))
 
 
-def _labels(target: Tensor, classes: int, called: str = "target") -> Tensor:
+def _labels(target: Tensor, logits: Tensor) -> Tensor:
+    """Labels that fit logits, and are checked."""
+    batch, classes, *size = logits.shape
+    if target.shape != (batch, *size):  # one more axis would go through broadcasting, and be a sum over all classes
+        raise ValueError(
+            f"`target` must be {(batch, *size)} for scores of {tuple(logits.shape)}; got {checks.describe(target)}."
+        )
+    return _whole(target, classes, "target")
+
+
+def _whole(target: Tensor, classes: int, called: str) -> Tensor:
     """Checked labels in the one type that PyTorch's functions take."""
     if target.is_floating_point():
         raise ValueError(
@@ -194,7 +204,7 @@ class StructuredLoss(nn.Module):
 
     def forward(self, logits: Float[Tensor, "b k h w"], target: Int[Tensor, "b h w"]) -> Float[Tensor, ""]:
         """The loss of (B, K, H, W) logits for (B, H, W) labels, of which each is a class or void."""
-        target = _labels(target, logits.shape[1])
+        target = _labels(target, logits)
         log_p = _single(logits).log_softmax(1)
         return _nll(log_p, target, self.weight) + self.pairwise_weight * _agreement(log_p, target)
 
@@ -212,9 +222,9 @@ def dice(
         weight: of each class in the average.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
     """
-    target = _labels(target, logits.shape[1])
+    target = _labels(target, logits)
     known = (target != VOID)[:, None]
     logits = _single(logits)
     probability = logits.softmax(1) * known
@@ -242,7 +252,7 @@ def focal(
         gamma: 0 gives cross-entropy.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
     """
     log_p = _single(logits).log_softmax(1)
     # A power below 1 has no slope at 0, where a pixel is sure.
@@ -270,14 +280,14 @@ def lovasz(
             each class, which takes longer than a light network, and neighbours say much the same.
 
     Raises:
-        ValueError: a label is neither a class nor void, or no whole number.
+        ValueError: a label is neither a class nor void, or no whole number, or the shapes do not fit.
 
     Example:
         >>> right = torch.tensor([[[[99.0, -99.0]], [[-99.0, 99.0]]]])
         >>> lovasz(right, torch.tensor([[[0, 1]]])), lovasz(right, torch.tensor([[[1, 0]]]))
         (tensor(0.), tensor(199.))
     """
-    target = _labels(target, logits.shape[1])
+    target = _labels(target, logits)
     log_p = _single(logits).log_softmax(1)
     likelihood = _nll(log_p, target, weight)
     seen = target[:, ::every, ::every]

@@ -239,6 +239,17 @@ def test_a_replica_of_data_parallels() -> None:
     assert all(value.grad is not None for value in crf.parameters())
 
 
+def test_images_from_0_to_1_are_told() -> None:
+    scores, image = torch.randn(1, 2, 4, 5), torch.rand(1, 3, 4, 5)
+    for crf in (DenseCRF(2), dense_crf):
+        with pytest.warns(UserWarning, match=r"`image` holds values from 0 to 1, which are all one colour") as caught:
+            crf(scores, image)
+        assert [warning.filename for warning in caught] == [__file__]
+    DenseCRF(2, kernels=[{"xy_std": 3.0, "rgb_std": 0.1}])(scores, image)
+    dense_crf(scores, image, bilateral_w=0)
+    dense_crf(scores, 255 * image)
+
+
 def test_what_is_no_tensor() -> None:
     with pytest.raises(TypeError, match=r"`unary_logits` must be a torch.Tensor; got \(2, 3\) float64 \(ndarray\)"):
         DenseCRF(3)(np.zeros((2, 3)), torch.zeros(1, 3, 2, 3))  # type: ignore[arg-type]

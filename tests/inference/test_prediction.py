@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 
 from piecewise_training.config import InferenceConfig
@@ -103,10 +104,28 @@ def test_models_of_any_precision(dtype: torch.dtype) -> None:
     other = predict(copy.deepcopy(model).to(dtype), image)
     assert (other.labels == single.labels).mean() > 0.9
     assert other.probabilities.dtype == np.float32
+    batch = torch.randn(2, 3, 12, 17), torch.zeros(2, 12, 17, dtype=torch.long)
+    results = [evaluate(one, [batch]) for one in (model, copy.deepcopy(model).to(dtype))]
+    for one, another in zip(*([result.unary, result.crf] for result in results), strict=True):
+        assert one is not None
+        assert another is not None
+        assert one.scores.pixel_accuracy == pytest.approx(another.scores.pixel_accuracy, abs=0.1)
     for how in (InferenceConfig(window=(6, 7), overlap=0.1), InferenceConfig(scales=(0.75, 1.3))):
         single, other = (predict(one, image, how=how) for one in (model, copy.deepcopy(model).to(dtype)))
         assert (other.labels == single.labels).mean() > 0.9
         assert np.allclose(other.probabilities.sum(0), 1, atol=1e-3)
+
+
+def test_a_model_in_training_mode_predicts_as_ever() -> None:
+    """As one does whose weights were loaded by hand; nothing of it moves."""
+    image = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 3, 1))
+    model = PiecewiseTrainedModel(3, 7, unary=network, crf={"train_iterations": 2})
+    expected = predict(model.eval(), image).probabilities
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    np.testing.assert_array_equal(predict(model.train(), image).probabilities, expected)
+    assert not model.training
+    assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
 
 
 def test_too_many_classes_are_refused_before_the_crf_runs(monkeypatch: pytest.MonkeyPatch) -> None:

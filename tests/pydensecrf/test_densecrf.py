@@ -42,6 +42,21 @@ def refine_a_softmax(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
     return d.inference(10)
 
 
+def cut_out_an_object(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
+    """From one map of probabilities, some of them 0 and 1; the pixels are no multiple of 4."""
+    del utils
+    image, probabilities = picture(31, 43, 2)
+    foreground = np.clip(1.4 * probabilities[1] - 0.2, 0, 1)
+    assert {0, 1} <= {*foreground.flat}
+    with np.errstate(divide="ignore"):
+        energies = -np.log(np.stack([1 - foreground, foreground]).reshape(2, -1))
+    d = dcrf.DenseCRF2D(43, 31, 2)
+    d.setUnaryEnergy(np.ascontiguousarray(energies, np.float32))
+    d.addPairwiseGaussian(sxy=(3, 3), compat=3, kernel=dcrf.DIAG_KERNEL, normalization=dcrf.NORMALIZE_SYMMETRIC)
+    d.addPairwiseBilateral(sxy=(20, 20), srgb=(13, 13, 13), rgbim=image, compat=10)
+    return d.inference(5)
+
+
 def label_a_scribble(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
     image, probabilities = picture(30, 44, 3)
     labels = np.where(probabilities.max(0) > 0.9, probabilities.argmax(0) + 1, 0)
@@ -92,7 +107,8 @@ def step_by_step(dcrf: ModuleType, utils: ModuleType) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "script", [refine_a_softmax, label_a_scribble, points_of_any_dimension, a_volume, step_by_step]
+    "script",
+    [refine_a_softmax, cut_out_an_object, label_a_scribble, points_of_any_dimension, a_volume, step_by_step],
 )
 def test_scripts(script: Any) -> None:
     both(script)
@@ -402,6 +418,29 @@ def test_kernel_parameters_of_any_sign(factors: tuple[float, float]) -> None:
             d.setKernelParameters(np.float32(factors))
         found.append(d.inference(5))
     np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_one_bandwidth_for_both_axes_keeps_its_lattice() -> None:
+    kernels = []
+    for sxy in (3, (3, 3), np.float32([3, 3]), (3, 4)):
+        d = ours.DenseCRF2D(9, 7, 2)
+        d.addPairwiseGaussian(sxy, 3)
+        kernels.append(d._pairwise[0].fixed)
+    assert kernels[0] is not None
+    assert kernels[0] is kernels[1] is kernels[2]
+    assert kernels[3] is None
+
+
+def test_images_from_0_to_1_are_told() -> None:
+    image = np.linspace(0, 1, 60, dtype=np.float32).reshape(4, 5, 3)
+    image.setflags(write=False)
+    for layout in (image, image[..., ::-1], image.astype(np.float64)):
+        with pytest.warns(UserWarning, match=r"`rgbim` holds values from 0 to 1, which are all one colour") as caught:
+            crf().addPairwiseBilateral(3, (20, 13, 20), layout, 1)
+        assert caught[0].filename == __file__
+    crf().addPairwiseBilateral(3, 13, (255 * image)[..., ::-1], 1)
+    crf().addPairwiseBilateral(3, 13, np.arange(60).reshape(4, 5, 3) % 2, 1)
+    crf().addPairwiseBilateral(3, 0.1, image, 1)
 
 
 def crf() -> Any:

@@ -32,6 +32,9 @@ SOFTMAX = RNG.dirichlet(np.ones(3), (4, 5)).transpose(2, 0, 1)
         ("create_pairwise_bilateral", ((3, 2), (10, 20, 30), IMAGE), {"chdim": 2}),
         ("create_pairwise_bilateral", ((3, 2), 10, IMAGE.transpose(2, 0, 1)), {"chdim": 0}),
         ("create_pairwise_bilateral", ((3, 2), 5, IMAGE[..., 0]), {}),
+        ("create_pairwise_bilateral", ((3, 2), (10,), IMAGE), {"chdim": 2}),
+        ("create_pairwise_bilateral", ((3, 2), (0.5,), IMAGE), {}),
+        ("create_pairwise_bilateral", ((3,), (10, 20), IMAGE), {"chdim": 2}),
         ("compute_unary", (RNG.integers(0, 4, (4, 5)), 3), {}),
         ("softmax_to_unary", (SOFTMAX,), {}),
         ("softmax_to_unary", (np.array([[1e-8, 1.0], [1 - 1e-8, 0.0]]),), {}),
@@ -57,6 +60,17 @@ def test_old_names_say_so(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_bandwidths_that_lack_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    ours.create_pairwise_bilateral((3,), (10, 20), IMAGE, chdim=2)
+    ours.create_pairwise_bilateral((3, 2), 5, IMAGE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "`sdims` has 1 for 2 axes: the last have a bandwidth of 1.",
+        "`schan` has 2 for 3 channels: the last have a bandwidth of 1.",
+        "`sdims` has 2 for 3 axes: the last have a bandwidth of 1. chdim=-1 means that there is no axis of channels: "
+        "an image of (H, W, 3) wants chdim=2.",
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -66,9 +80,14 @@ def test_old_names_say_so(caplog: pytest.LogCaptureFixture) -> None:
         (lambda: ours.unary_from_labels(np.array([2]), 2, 0.5, zero_unsure=False), "must be from 0 to 1"),
         (lambda: ours.unary_from_softmax(SOFTMAX, scale=2), "`scale` must be above 0 and at most 1; got 2"),
         (lambda: ours.create_pairwise_gaussian((0, 3), (2, 2)), r"`sdims` must be above 0; got \(0, 3\)"),
-        (lambda: ours.create_pairwise_bilateral((1, 2), -3, IMAGE), "`schan` must be above 0; got -3"),
+        (lambda: ours.unary_from_labels(np.array([[0.5]]), 2, 0.5), r"`labels` must be whole .*; got 0\.5\. For proba"),
+        (lambda: ours.create_pairwise_bilateral((1, 2, 3), -3, IMAGE), "`schan` must be above 0; got "),
         (lambda: ours.create_pairwise_gaussian((1, 2), (3, 4, 5)), "a bandwidth for each of the 3 axes; got 2"),
-        (lambda: ours.create_pairwise_bilateral((1, 2, 3), (1, 2), IMAGE), "each of the 1 channels; got 2. chdim=-1"),
+        (lambda: ours.create_pairwise_bilateral((1, 2, 3), 1, IMAGE, 2), "at most 2, for as many axes; got 3\\.$"),
+        (
+            lambda: ours.create_pairwise_bilateral((1, 2, 3), (1, 2), IMAGE),
+            "`schan` must have at most 1, for as many channels; got 2. chdim=-1 means that .* wants chdim=2",
+        ),
     ],
 )
 def test_errors(call: Any, message: str) -> None:

@@ -107,9 +107,19 @@ def test_classes_that_are_not_judged_are_named_once(caplog: pytest.LogCaptureFix
     t = trainer(model)
     t.train_piecewise(loader(), 2, 1, 0, val_loader=lacking)
     assert caplog.text.count("the validation labels hold no pixel of sea: how well that is learned is not judged") == 1
+    assert "write 1" not in caplog.text
     caplog.clear()
     trainer().train_unary(loader(), 1, loader())
     assert "no pixel" not in caplog.text
+
+
+def test_masks_of_0_and_255_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = loader().dataset[:]  # type: ignore[index]
+    masks = DataLoader(TensorDataset(images, torch.where(labels == 1, 255, 0)), 4)
+    model = PiecewiseTrainedModel(2, 3, unary=nn.Conv2d(3, 2, 1))
+    PiecewiseTrainer(model, "cpu", num_classes=2, progress=False).train_unary(masks, 1, masks)
+    assert "no pixel of class 1: " in caplog.text
+    assert "; where masks hold 0 and 255, write 1 in place of 255, which is void" in caplog.text
 
 
 def test_stage_1_leaves_the_crf_alone() -> None:
@@ -157,6 +167,22 @@ def test_gradients_are_as_the_user_left_them() -> None:
     assert [n for n, p in t.model.named_parameters() if not p.requires_grad] == [
         "unary.layers.0.weight", "unary.layers.0.bias",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("epochs", [(1, 0, 0), (0, 1, 0)])
+def test_the_model_is_left_on_the_trainers_device(
+    epochs: tuple[int, int, int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning leaves it on the CPU."""
+    model = PiecewiseTrainedModel(3, 3, unary=Small())
+    moves: list[torch.device] = []
+    move = model.to
+    monkeypatch.setattr(model, "to", lambda place: moves.append(place) or move(place))
+    t = PiecewiseTrainer(model, device, num_classes=3, progress=False)
+    t.train_piecewise(loader(), *epochs)
+    assert moves[-1] == t.device
+    assert {p.device.type for p in model.parameters()} == {device.type}
+    assert not model.training
 
 
 def test_frozen_normalisation_keeps_its_statistics() -> None:

@@ -96,7 +96,7 @@ def dense_crf(
     batched = logits.ndim == 4 or pixels.ndim == 4
     if not batched:
         logits, pixels = logits[None], pixels[None]
-    checks.scores_and_image(logits, pixels)
+    unusual = checks.scores_and_image(logits, pixels)
     bandwidths = {
         "pos_xy_std": pos_xy_std,
         "bilateral_xy_std": bilateral_xy_std,
@@ -121,6 +121,8 @@ def dense_crf(
             )
             own.append(PairwiseTerm(kernel, pos_w, costs[0]))
         if isinstance(bilateral_w, Tensor) or bilateral_w:
+            if unusual:
+                checks.grey_levels("image", pixels, [bilateral_rgb_std], stacklevel=3)
             stds = bilateral_xy_std, bilateral_rgb_std
             kernel = bilateral_kernel(pixels, *stds, like=work, normalization=normalization, backend=backend)
             own.append(PairwiseTerm(kernel, bilateral_w, costs[1]))

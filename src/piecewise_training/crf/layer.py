@@ -181,11 +181,14 @@ class DenseCRF(nn.Module):
             ValueError: K is not `num_classes`, or the arguments do not fit; see `dense_crf`.
             MemoryError: there is not enough memory, and says how much is needed.
         """
-        checks.scores_and_image(unary_logits, image, "unary_logits")
+        unusual = checks.scores_and_image(unary_logits, image, "unary_logits")
         if unary_logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"`unary_logits` must have {self.num_classes} classes; got {checks.describe(unary_logits)}."
             )
+        colours = [f"{name}_rgb_std" for name, kernel in self.kernels.items() if kernel.rgb_std is not None]
+        if unusual and colours:
+            checks.grey_levels("image", image, [getattr(self, name) for name in colours], stacklevel=5)
         maps = self._maps(unary_logits, features or {})
         require_memory(unary_logits, [self._count(kernel, image, maps) for kernel in self.kernels.values()])
         iterations = min(self.train_iterations, self.num_iterations) if self.training else self.num_iterations

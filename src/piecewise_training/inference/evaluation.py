@@ -88,7 +88,7 @@ def evaluate(
     """Scores a model on a set of images with labels, before and after its CRFs.
 
     Args:
-        model: left in evaluation mode, on `device`.
+        model: of any precision; left in evaluation mode, on `device`.
         batches: images (B, 3, H, W), normalised as ImageNet, and labels (B, H, W), 255 for void.
         device: where to compute.
         how: windows, scales and mirror images over which to average.
@@ -100,12 +100,14 @@ def evaluate(
     check(how)
     device = torch.device(device)
     model.to(device).eval()
+    own = next(model.parameters())
     unary, context, crf = (_Tally(model.num_classes, device, void_is_border) for _ in range(3))
     with torch.inference_mode():  # not around the model's move: its parameters could not be trained afterwards
         for image, target in batches:
+            image, target = image.to(own), target.to(device)
             if not unary.images:  # what is compiled or looked up once is not the time of an image
-                model.refine(image[:1].to(device), *score(model, image[:1].to(device), how))
-            _evaluate_batch(model, image.to(device), target.to(device), how, (unary, context, crf))
+                model.refine(image[:1], *score(model, image[:1], how))
+            _evaluate_batch(model, image, target, how, (unary, context, crf))
     if not unary.images:
         raise ValueError("`batches` holds no image to evaluate on.")
     return Evaluation(

@@ -46,7 +46,7 @@ def predict(
     """Predicts the labels of one image at its own size.
 
     Args:
-        model: in evaluation mode, on any device and of any precision.
+        model: on any device and of any precision; it is left in evaluation mode.
         image: an RGB image, taken as it lies: PIL's `ImageOps.exif_transpose` turns a photograph upright.
         apply_crf: False leaves the CRFs out.
         how: windows, scales and mirror images over which to average.
@@ -55,6 +55,7 @@ def predict(
         ValueError: the image is not (H, W, 3) uint8 or holds no pixel, or a number is out of its range.
     """
     pixels = normalise(_pixels(image))[None].to(next(model.parameters()))
+    model.eval()
     scored = score(model, pixels, how)
     log_q = model.refine(pixels, *scored) if apply_crf else None
     log_p = scored.unary.log_softmax(1) if log_q is None else log_q

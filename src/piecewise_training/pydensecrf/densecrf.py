@@ -342,10 +342,11 @@ class DenseCRF2D(DenseCRF):
         """
         self._require_memory(2)
         self.addPairwiseEnergy(self._place(sxy), compat, kernel, normalization)
-        if np.ndim(sxy) == 0:  # the lattice of a size of image is kept from one image to the next
+        widths = np.unique(np.asarray(sxy, np.float32))
+        if len(widths) == 1:  # the lattice of a size of image is kept from one image to the next
             own = self._pairwise[-1]
             own.fixed = spatial_kernel(
-                *self._shape, float(np.asarray(sxy)), like=own.features, normalization=own.normalization
+                *self._shape, float(widths[0]), like=own.features, normalization=own.normalization
             )
 
     def addPairwiseBilateral(  # noqa: N802
@@ -382,6 +383,8 @@ class DenseCRF2D(DenseCRF):
                 f"`rgbim` must be finite; {int((~np.isfinite(image)).sum())} of {image.size} values are not."
             )
         stds = _bandwidths("srgb", srgb, image.shape[2])
+        if image.dtype.kind == "f":
+            checks.grey_levels("rgbim", checks.as_tensor("rgbim", image), stds.flat, stacklevel=2)
         colour = image.reshape(-1, image.shape[2]).T.astype(np.float32) / stds
         self.addPairwiseEnergy(np.concatenate([self._place(sxy), colour]), compat, kernel, normalization)
 

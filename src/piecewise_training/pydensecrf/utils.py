@@ -23,7 +23,7 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_un
         (K, N) float32: -log of the probability of each class.
 
     Raises:
-        ValueError: a probability or label is out of its range.
+        ValueError: a probability or label is out of its range, or a label is no whole number.
 
     Example:
         >>> unary_from_labels(np.array([0, 1, 2]), 2, 0.8).round(2)
@@ -32,7 +32,13 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, gt_prob: float, zero_un
     """
     if not 0 < gt_prob < 1:
         raise ValueError(f"`gt_prob` must lie between 0 and 1; got {gt_prob}.")
-    flat = np.asarray(labels).reshape(-1).astype(np.int64)
+    given = np.asarray(labels).reshape(-1)
+    flat = given.astype(np.int64)
+    if not np.array_equal(flat, given):
+        raise ValueError(
+            f"`labels` must be whole numbers; got {given[flat != given][0]}. For probabilities there is "
+            "unary_from_softmax."
+        )
     classes = flat - 1 if zero_unsure else flat
     known = flat != 0 if zero_unsure else np.ones(len(flat), bool)
     if flat.size and (flat.min() < 0 or classes.max() >= n_labels):
@@ -98,7 +104,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
     if len(sdims) != len(shape):
         raise ValueError(f"`sdims` must have a bandwidth for each of the {len(shape)} axes; got {len(sdims)}.")
     place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
-    return place / _above_zero("sdims", sdims)[:, None]
+    return place / _for_each("sdims", sdims, len(shape), "axes")[:, None]
 
 
 def create_pairwise_bilateral(
@@ -108,7 +114,8 @@ def create_pairwise_bilateral(
 
     Args:
         sdims: bandwidth along each axis, that of the channels left out.
-        schan: bandwidth of the channels, or one for each.
+        schan: bandwidth of the channels, or one for each. Axes and channels at the end for which it or `sdims` has none
+            are taken as they are, with a warning.
         img: the image or volume.
         chdim: axis of the channels; -1 means that there is none, not that it is the last one.
 
@@ -116,30 +123,34 @@ def create_pairwise_bilateral(
         (axes + channels, N) float32 for `DenseCRF.addPairwiseEnergy`.
 
     Raises:
-        ValueError: there are not as many bandwidths as axes or channels, or one is not above 0.
+        ValueError: there are more bandwidths than axes or channels, or one is not above 0.
 
     Example:
         >>> create_pairwise_bilateral((1, 1), 10, np.array([[[0, 50]], [[100, 0]]]), chdim=2).shape
         (4, 2)
     """
     channels = img[None] if chdim == -1 else np.moveaxis(img, chdim, 0)
-    stds = _above_zero("schan", schan)
-    stds = np.full(len(channels), stds) if stds.ndim == 0 else stds
-    if len(stds) != len(channels):
-        raise ValueError(
-            f"`schan` must be a number or have one for each of the {len(channels)} channels; got {len(stds)}. "
-            "chdim=-1 means that there is no axis of channels: pass chdim=2 for an image of (H, W, 3)."
-        )
-    place = create_pairwise_gaussian(sdims, channels.shape[1:])
+    hint = " chdim=-1 means that there is no axis of channels: an image of (H, W, 3) wants chdim=2."
+    hint = hint if chdim == -1 else ""
+    shape = channels.shape[1:]
+    place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
+    place /= _for_each("sdims", sdims, len(shape), "axes", hint)[:, None]
+    stds = np.full(len(channels), schan) if np.ndim(schan) == 0 else np.asarray(schan)
+    stds = _for_each("schan", stds, len(channels), "channels", hint)
     colour = channels.reshape(len(channels), -1).astype(np.float32) / stds[:, None]
     return np.concatenate([place, colour])
 
 
-def _above_zero(name: str, stds: float | Sequence[float]) -> np.ndarray:
+def _for_each(name: str, stds: Sequence[float] | np.ndarray, count: int, what: str, hint: str = "") -> np.ndarray:
+    """Bandwidths, with 1 for those that lack at the end, as pydensecrf has it."""
     found = np.asarray(stds, np.float32)
     if not bool((found > 0).all()):
         raise ValueError(f"`{name}` must be above 0; got {stds}.")
-    return found
+    if len(found) > count:
+        raise ValueError(f"`{name}` must have at most {count}, for as many {what}; got {len(found)}.{hint}")
+    if len(found) < count:
+        logger.warning("`%s` has %d for %d %s: the last have a bandwidth of 1.%s", name, len(found), count, what, hint)
+    return np.concatenate([found, np.ones(count - len(found), np.float32)])
 
 
 def compute_unary(labels: np.ndarray, M: int, GT_PROB: float = 0.5) -> np.ndarray:

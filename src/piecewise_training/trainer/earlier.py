@@ -53,9 +53,7 @@ class EarlierNetwork:
         self._network = None
         path, best = folder / _FILE, folder / "best.ckpt"
         kept = torch.load(path, map_location="cpu", weights_only=True) if self._share and path.is_file() else {}
-        if kept.get("epochs") != earlier_epoch(
-            self._share, stage
-        ):  # it may be of a run that was begun with another share
+        if kept.get("epochs") != earlier_epoch(self._share, stage):  # of a run that was begun with another share
             return
         chosen = torch.load(best if best.is_file() else folder / "last.ckpt", map_location="cpu", weights_only=True)
         if kept["epochs"] > chosen.get("epoch", 0):  # epochs are counted from 0 there

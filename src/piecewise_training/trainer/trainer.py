@@ -202,7 +202,7 @@ class PiecewiseTrainer:
     def run_stage(
         self, stage: Stage, train_loader: Loader, val_loader: Loader | None = None, *, resume: bool = False
     ) -> StageHistory:
-        """Runs one stage and leaves the model with its best weights.
+        """Runs one stage and leaves the model with its best weights, on the trainer's device and in evaluation mode.
 
         Args:
             stage: what to train.
@@ -249,7 +249,7 @@ class PiecewiseTrainer:
             if self.output_dir is not None and self.group.first:
                 with atomic_write(finished) as temporary:
                     temporary.write_text(json.dumps(history))
-        self.model.eval()
+        self.model.to(self.device).eval()  # Lightning leaves it on the CPU
         self.history[stage.name] = history
         return history
 
