@@ -318,6 +318,7 @@ PAGES: dict[str, Callable[..., str]] = {
     "dense_crf_start": speed_pages.dense_crf_start,
     "dense_crf_gpu": speed_pages.dense_crf_gpu,
     "context_step": speed_pages.context_step,
+    "precision_step": speed_pages.precision_step,
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,

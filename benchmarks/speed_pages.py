@@ -184,6 +184,24 @@ def context_step(report: Report) -> str:
     )
 
 
+def precision_step(report: Report) -> str:
+    """What bfloat16 makes of a training step."""
+    setup = report["setup"]
+    cells = []
+    for name, row in report["rows"].items():
+        single, half = (median(row["seconds"][precision]) for precision in ("32", "bf16"))
+        cells.append((name, f"{single:.2f}", f"{half:.2f}", f"{half / single:.2f}"))
+    return "\n\n".join(
+        [
+            "# What bfloat16 makes of a step of training",
+            f"{setup['network']}, {setup['batch']} images of {setup['size']}, {setup['classes']} classes, in seconds; "
+            "the first column says which of a processor's instructions for it there were.",
+            markdown(["", "precision 32", "bf16", "times as long"], cells),
+            origin(report),
+        ]
+    )
+
+
 def in_short(report: Report) -> str:
     """The speed of the dense CRF, in short."""
     found = {(row["case"], row["threads"]): row["engines"] for row in report["results"]}

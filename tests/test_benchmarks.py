@@ -21,6 +21,7 @@ import crf_scores  # noqa: E402
 import degraded_labels  # noqa: E402
 import measuring  # noqa: E402
 import pages  # noqa: E402
+import precision_step  # noqa: E402
 import recipe_levers  # noqa: E402
 import tables  # noqa: E402
 import weak_nets  # noqa: E402
@@ -148,6 +149,28 @@ def test_degraded_labels(camvid_root: Path, tmp_path: Path, monkeypatch: pytest.
     assert {kind for kind, row in kinds.items() if "as_it_began" in row} == {*degraded_labels.LOSSES}
     kinds["learned"]["as_it_began"] = True
     assert "| coarse: learned, as it began |" in pages.degraded_labels(report)
+
+
+@pytest.mark.slow
+def test_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_step, "instructions", lambda: "AVX512_BF16")  # whether or not there are
+    size = ("--network", "mobilenetv3_small_050", "--size", "64x64", "--batch", "2", "--runs", "1")
+    report = run_script(precision_step, monkeypatch, tmp_path / "precision.json", *size)
+    assert names(report) == ["AVX512_BF16", "AVX512_BF16, unused"]
+    assert all(row["cosine"] > precision_step.LEAST_COSINE for row in report["rows"].values())
+    assert "| AVX512_BF16, unused |" in pages.speed_pages.precision_step(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "told"), [(-1.0, r"-1\.000, .* is 1 times"), (1.5, r"1\.000, .* is 1\.5 times")])
+def test_precisions_that_differ_are_not_timed(factor: float, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(trained: torch.nn.Module, precision: str, _: object) -> None:
+        for weight in trained.parameters():
+            weight.grad = torch.full_like(weight, 1.0 if precision == "32" else factor)
+
+    monkeypatch.setattr(precision_step, "backwards", other)
+    with pytest.raises(SystemExit, match=rf"have a cosine of {told} as large: nothing is timed"):
+        precision_step.check(precision_step.Setup(network="mobilenetv3_small_050", size="64x64", batch=2, classes=3))
 
 
 def test_rows_of_other_commits_are_named() -> None:
