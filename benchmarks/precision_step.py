@@ -34,7 +34,7 @@ from piecewise_training.trainer.schedule import build_optimizer
 
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16}
 WITHOUT = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}  # whose next steps are VNNI, and then BF16
-# Noise of any size has a cosine of 0 to three digits; rounding to 8 bits in a hundred layers of random weights leaves 0.4.
+# Noise has a cosine of 0 to three digits; rounding to 8 bits in a hundred layers of random weights leaves 0.4.
 LEAST_COSINE, MOST_CHANGE = 0.2, 0.1
 
 
