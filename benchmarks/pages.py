@@ -284,6 +284,7 @@ def context_ablation(report: Report, title: str, what: str) -> str:
 # What is made from several results.
 SOURCES = {"crf_gain_starts": gain_pages.STARTS}
 PAGES: dict[str, Callable[..., str]] = {
+    "crf_gain_recipe": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
     "crf_gain": gain_pages.crf_gain,
     "crf_gain_synthetic": gain_pages.crf_gain,
     "crf_gain_seed1": partial(gain_pages.crf_gain, title="What each step brings from a second start"),
@@ -327,7 +328,7 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
 }
 # The README's tables: between <!-- NAME --> and <!-- end -->.
 TABLES: dict[str, Callable[..., str]] = {
-    "crf_gain_starts": gain_pages.starts_in_short,
+    "crf_gain_recipe": gain_pages.in_short,
     "crf_gain_synthetic": gain_pages.in_short,
     "dense_crf": speed_pages.in_short,
 }
