@@ -43,6 +43,7 @@ class DataConfig:
         crop: Height and width of the training crops; without it the size of the first image.
         scale: Bounds of the random scale.
         flip: Probability of a horizontal flip.
+        turns: Whether training images are turned by quarters as well, for those without an up and down, as from above.
         jitter: Largest relative change of brightness, contrast and saturation.
         batch_size: Training crops in a batch.
         void_is_border: Whether border measures take void for a border, as they should where a strip of it covers every
@@ -72,6 +73,7 @@ class DataConfig:
     crop: tuple[int, int] | None = None
     scale: tuple[float, float] = (0.75, 1.5)
     flip: float = 0.5
+    turns: bool = False
     jitter: float = 0.3
     batch_size: int = 8
     void_is_border: bool | None = None

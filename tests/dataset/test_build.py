@@ -146,9 +146,25 @@ def test_the_crf_sees_whole_images_or_crops() -> None:
     whole = list(crf_loader(train, setup, seed=1))
     assert len(whole) == 6
     assert {label[0].numpy().tobytes() for _, label in whole} <= drawn  # as they are, or mirrored
+    assert {tuple(label.shape) for _, label in whole} == {(1, 32, 48)}
     crops = list(crf_loader(train, replace(setup, crf_images="crops"), seed=1))
     assert [tuple(label.shape) for _, label in crops] == [(3, 16, 16)] * 2
     assert tuple(train[0][1].shape) == (16, 16)  # the training set itself still gives crops
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_images_without_an_up_and_down_are_turned_in_every_stage(turns: bool) -> None:
+    """Of 32 x 48 pixels, which on their side do not fill a crop of as many."""
+    setup = DataConfig(
+        train_scenes=8, image_size=(32, 48), scale=(1.0, 1.0), jitter=0, batch_size=1, workers=0, turns=turns
+    )
+    train, val = build_datasets(setup)
+    for loader in (train_loader(train, setup), joint_loader(train, setup)):
+        assert any(255 in label for _, label in loader) == turns
+    assert {tuple(label.shape[1:]) for _, label in crf_loader(train, setup)} - {(32, 48)} == (
+        {(48, 32)} if turns else set()
+    )
+    assert {tuple(label.shape[1:]) for _, label in val_loader(val, setup)} == {(32, 48)}
 
 
 def test_both_together_see_crops_of_plain_images_or_augmented_ones() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from piecewise_training.dataset.transforms import RandomScale, augmentation, resize
+from piecewise_training.dataset.transforms import RandomQuarterTurn, RandomScale, augmentation, resize
 
 
 def pair(height: int, width: int) -> tuple[Any, Any]:
@@ -35,6 +35,28 @@ def test_crop_pads_with_void_and_mean_colour() -> None:
     assert int((mask == 0).sum()) == 400
     padding = image[:, mask == 255]
     assert padding.unique(dim=1).flatten().tolist() == [124, 116, 104]
+
+
+def test_turns_are_those_of_both_and_all_four() -> None:
+    mask = tv_tensors.Mask(torch.arange(6, dtype=torch.uint8).reshape(2, 3))
+    image = tv_tensors.Image(mask.as_subclass(torch.Tensor).expand(3, 2, 3))
+    seen = set()
+    for _ in range(60):
+        turned, label = RandomQuarterTurn()(image, mask)
+        assert isinstance(turned, tv_tensors.Image)
+        assert isinstance(label, tv_tensors.Mask)
+        assert torch.equal(turned[1].as_subclass(torch.Tensor), label.as_subclass(torch.Tensor))
+        seen.add(str(label.tolist()))
+    once = [[2, 5], [1, 4], [0, 3]]
+    twice = [[5, 4, 3], [2, 1, 0]]
+    thrice = [[3, 0], [4, 1], [5, 2]]
+    assert seen == {str(turn) for turn in (mask.tolist(), once, twice, thrice)}
+
+
+def test_turned_images_fill_the_crop_where_they_are_as_large() -> None:
+    transform = augmentation(crop=(20, 40), scale=(1, 1), flip=0, jitter=0, turns=True)
+    voids = {int((transform(*pair(20, 40))[1] == 255).sum()) for _ in range(30)}
+    assert voids == {0, 400}  # on its side an image of 20 x 40 is 20 columns too narrow
 
 
 def test_jitter_spares_the_mask() -> None:

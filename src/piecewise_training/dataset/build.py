@@ -25,7 +25,7 @@ from piecewise_training.dataset.folder import SegmentationDataset
 from piecewise_training.dataset.pairing import Pair, pair_by_stem, read_names
 from piecewise_training.dataset.split import Split, draw
 from piecewise_training.dataset.synthetic import SyntheticDataset
-from piecewise_training.dataset.transforms import augmentation
+from piecewise_training.dataset.transforms import RandomQuarterTurn, augmentation
 from piecewise_training.dataset.voc import AUGMENTED, voc2012_dataset
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def build_datasets(config: DataConfig, seed: int = 0, split: Split | None = None
     _refuse_unused(config)
     make_train, make_val = _SOURCES[config.name](config, seed, split)
     train, val = make_train(), make_val()
-    train.transform = augmentation(_crop(train, config), config.scale, config.flip, config.jitter)
+    train.transform = augmentation(_crop(train, config), config.scale, config.flip, config.jitter, config.turns)
     return train, val
 
 
@@ -105,11 +105,12 @@ def train_loader(dataset: Dataset[Any], config: DataConfig, seed: int = 0) -> Da
 
 
 def crf_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> DataLoader[Any]:
-    """What the CRF alone is trained on: whole images, mirrored at random, one at a time; or as in `train_loader`."""
+    """What the CRF alone is trained on: whole images, mirrored and turned, one at a time; or as in `train_loader`."""
     if config.crf_images == "crops":
         return train_loader(dataset, config, seed)
     whole = copy.copy(dataset)
-    whole.transform = v2.RandomHorizontalFlip(config.flip)
+    turns = [RandomQuarterTurn()] if config.turns else []
+    whole.transform = v2.Compose([*turns, v2.RandomHorizontalFlip(config.flip)])
     return train_loader(whole, replace(config, batch_size=1), seed)
 
 
@@ -118,7 +119,7 @@ def joint_loader(dataset: AnyDataset, config: DataConfig, seed: int = 0) -> Data
     if config.crf_images == "crops":
         return train_loader(dataset, config, seed)
     plain = copy.copy(dataset)
-    plain.transform = augmentation(_crop(dataset, config), (1.0, 1.0), config.flip, jitter=0.0)
+    plain.transform = augmentation(_crop(dataset, config), (1.0, 1.0), config.flip, jitter=0.0, turns=config.turns)
     return train_loader(plain, config, seed)
 
 

@@ -73,11 +73,28 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return resize(inpt, params["size"])
 
 
+class RandomQuarterTurn(v2.Transform):  # type: ignore[misc]
+    """Turns image and mask by 0, 1, 2 or 3 quarters, each as often as the others.
+
+    With a horizontal flip these are all eight ways in which a picture without an up and down can lie.
+    """
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the quarters; called by torchvision once for an image and its mask."""
+        del flat_inputs
+        return {"quarters": int(torch.randint(4, ()))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Turns one of the two; called by torchvision."""
+        return tv_tensors.wrap(torch.rot90(inpt.as_subclass(Tensor), params["quarters"], (-2, -1)), like=inpt)
+
+
 def augmentation(
     crop: tuple[int, int],
     scale: tuple[float, float] = (0.5, 2.0),
     flip: float = 0.5,
     jitter: float = 0.3,
+    turns: bool = False,
 ) -> v2.Compose:
     """The usual augmentation: random scale, random crop, horizontal flip, colour jitter, jointly on image and mask.
 
@@ -88,6 +105,7 @@ def augmentation(
         scale: bounds of the random factor of size.
         flip: probability of a horizontal flip, 0 to 1.
         jitter: largest relative change of brightness, contrast and saturation; hue changes by up to a tenth of it.
+        turns: whether to turn by quarters as well, before the crop.
 
     Raises:
         ValueError: a value is out of its range.
@@ -108,6 +126,7 @@ def augmentation(
     return v2.Compose(
         [
             RandomScale(*scale),
+            *([RandomQuarterTurn()] if turns else []),
             v2.RandomCrop(crop, pad_if_needed=True, fill=padding),
             v2.RandomHorizontalFlip(flip),
             v2.ColorJitter(jitter, jitter, jitter, jitter / 10),
