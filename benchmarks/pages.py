@@ -285,7 +285,7 @@ def context_ablation(report: Report, title: str, what: str) -> str:
 SOURCES = {"crf_gain_starts": gain_pages.STARTS}
 PAGES: dict[str, Callable[..., str]] = {
     "crf_gain_recipe": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
-    "crf_gain": gain_pages.crf_gain,
+    "crf_gain": partial(gain_pages.crf_gain, title="What each step brought with the recipe of before"),
     "crf_gain_synthetic": gain_pages.crf_gain,
     "crf_gain_seed1": partial(gain_pages.crf_gain, title="What each step brings from a second start"),
     "crf_gain_seed2": partial(gain_pages.crf_gain, title="What each step brings from a third start"),
