@@ -62,12 +62,9 @@ CASES: dict[str, Stage] = {
 
 
 def batch(setup: Setup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, and labels in blocks."""
-    _, (height, width), images, classes = setup
-    generator = torch.Generator().manual_seed(0)
-    blocks = torch.randint(0, classes, (images, -(-height // 16), -(-width // 16)), generator=generator)
-    labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
-    return torch.randn(images, 3, height, width, generator=generator), labels
+    """What is trained on."""
+    _, size, images, classes = setup
+    return measuring.batch(images, size, classes)
 
 
 def stepping(case: str, setup: Setup) -> Callable[[], object]:

@@ -61,6 +61,15 @@ def take_weights(model: PiecewiseTrainedModel, checkpoint: Path) -> int:
     return int(saved["epoch"]) + 1
 
 
+def batch(images: int, size: tuple[int, int], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and labels in blocks of 16 pixels, always the same."""
+    height, width = size
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, classes, (images, -(-height // 16), -(-width // 16)), generator=generator)
+    labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
+    return torch.randn(images, 3, height, width, generator=generator), labels
+
+
 class Tally:
     """The measures of one kind of prediction over all images."""
 

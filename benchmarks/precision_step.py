@@ -58,12 +58,9 @@ def module(setup: Setup) -> StageModule:
 
 
 def batch(setup: Setup) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, and labels in blocks."""
+    """What is trained on."""
     height, width = (int(side) for side in setup.size.split("x"))
-    generator = torch.Generator().manual_seed(0)
-    blocks = torch.randint(0, setup.classes, (setup.batch, -(-height // 16), -(-width // 16)), generator=generator)
-    labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
-    return torch.randn(setup.batch, 3, height, width, generator=generator), labels
+    return measuring.batch(setup.batch, (height, width), setup.classes)
 
 
 def backwards(trained: StageModule, precision: str, given: tuple[torch.Tensor, torch.Tensor]) -> None:
