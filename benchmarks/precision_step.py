@@ -125,7 +125,7 @@ def in_a_process(limits: dict[str, str]) -> dict[str, object]:
 
 def instructions() -> str:
     """What of this processor bfloat16 hangs on."""
-    known = torch.cpu.get_capabilities()
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in every torch
     for name, what in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512_BF16")):
         if known.get(name):
             return what

@@ -33,7 +33,7 @@ def initialise(
     """Fills a network with weights as the user asked.
 
     Args:
-        network: what the weights are for; parameters that they lack keep their random values.
+        network: what the weights are for; parameters that they lack keep their random values, unless `complete`.
         pretrained: True fetches and fails if that fails; None fetches and, if that fails, warns and leaves random
             weights; False leaves random weights; a path reads a local file.
         fetch: downloads the ImageNet weights.

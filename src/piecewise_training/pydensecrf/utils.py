@@ -103,8 +103,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> np
     """
     if len(sdims) != len(shape):
         raise ValueError(f"`sdims` must have a bandwidth for each of the {len(shape)} axes; got {len(sdims)}.")
-    place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
-    return place / _for_each("sdims", sdims, len(shape), "axes")[:, None]
+    return _places(sdims, shape)
 
 
 def create_pairwise_bilateral(
@@ -132,13 +131,16 @@ def create_pairwise_bilateral(
     channels = img[None] if chdim == -1 else np.moveaxis(img, chdim, 0)
     hint = " chdim=-1 means that there is no axis of channels: an image of (H, W, 3) wants chdim=2."
     hint = hint if chdim == -1 else ""
-    shape = channels.shape[1:]
-    place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
-    place /= _for_each("sdims", sdims, len(shape), "axes", hint)[:, None]
+    place = _places(sdims, channels.shape[1:], hint)
     stds = np.full(len(channels), schan) if np.ndim(schan) == 0 else np.asarray(schan)
     stds = _for_each("schan", stds, len(channels), "channels", hint)
     colour = channels.reshape(len(channels), -1).astype(np.float32) / stds[:, None]
     return np.concatenate([place, colour])
+
+
+def _places(sdims: Sequence[float], shape: Sequence[int], hint: str = "") -> np.ndarray:
+    place = np.indices(shape).astype(np.float32).reshape(len(shape), -1)
+    return place / _for_each("sdims", sdims, len(shape), "axes", hint)[:, None]
 
 
 def _for_each(name: str, stds: Sequence[float] | np.ndarray, count: int, what: str, hint: str = "") -> np.ndarray:
