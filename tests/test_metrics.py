@@ -131,34 +131,45 @@ def test_band_is_the_brute_force_one(seed: int, width: int, classes: int, void_i
     np.testing.assert_array_equal(found[0].numpy(), brute_band(truth[0].numpy(), width, void_is_border))
 
 
-def test_border_scores_are_the_brute_force_ones() -> None:
+@pytest.mark.parametrize("void_is_border", [False, True])
+@pytest.mark.parametrize(("boundary", "side", "width"), [(None, 18, 3), (0.05, 6, 2), (2, 6, 2), (5, 6, 5)])
+def test_border_scores_are_the_brute_force_ones(
+    boundary: float | int | None, side: int, width: int, void_is_border: bool
+) -> None:
+    """One image, and a batch of two: 90 x 108 pixels for the default of 2 % of the diagonal, and 30 x 36."""
     classes, images = 3, []
-    for seed in range(3):
-        prediction, truth = (m.repeat_interleave(6, 1).repeat_interleave(6, 2) for m in maps(seed, classes, (1, 5, 6)))
+    for seed, count in ((0, 1), (1, 2)):
+        blocks = maps(seed, classes, (count, 5, 6))
+        prediction, truth = (m.repeat_interleave(side, 1).repeat_interleave(side, 2) for m in blocks)
         images.append((prediction.roll(2, 2), truth))
-    metrics = BorderMetrics(classes, boundary=0.05, bands=(1, 3))
+    share = 0.02 if boundary is None else boundary
+    assert width == (share if isinstance(share, int) else max(1, round(share * math.hypot(5 * side, 6 * side))))
+    given: dict[str, Any] = {} if boundary is None else {"boundary": boundary}
+    metrics = BorderMetrics(classes, bands=(1, 3), void_is_border=void_is_border, **given)
     for prediction, truth in images:
         metrics.update(prediction, truth)
     ours = metrics.compute()
 
-    width = max(1, round(0.05 * math.hypot(30, 36)))
     intersection, union = np.zeros(classes), np.zeros(classes)
     trimap = {band: np.zeros((classes, classes)) for band in (1, 3)}
-    for prediction, truth in images:
-        t = truth[0].numpy()
-        p = np.where(t == VOID, VOID, prediction[0].numpy())
-        true_edge, found_edge = brute_band(t, width), brute_band(p, width)
+    for prediction, truth in ((p, t) for batch in images for p, t in zip(*batch, strict=True)):
+        t = truth.numpy()
+        p = np.where(t == VOID, VOID, prediction.numpy())
+        true_edge, found_edge = brute_band(t, width, void_is_border), brute_band(p, width, void_is_border)
         for k in range(classes):
             a, b = true_edge & (t == k), found_edge & (p == k)
             intersection[k] += (a & b).sum()
             union[k] += (a | b).sum()
         for band, matrix in trimap.items():
-            for i, j in zip(t[brute_band(t, band)], p[brute_band(t, band)], strict=True):
+            near = brute_band(t, band, void_is_border)
+            for i, j in zip(t[near], p[near], strict=True):
                 matrix[i, j] += 1
     assert ours["boundary_iou"] == pytest.approx((intersection / union).mean())
     for band, matrix in trimap.items():
         iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
         assert ours[f"trimap_{band}"] == pytest.approx(iou.mean())
+        wrong = matrix.sum() - matrix.diagonal().sum()
+        assert ours[f"trimap_error_{band}"] == pytest.approx(wrong / matrix.sum())
 
 
 def test_borders_under_strips_of_void() -> None:
@@ -173,7 +184,9 @@ def test_borders_under_strips_of_void() -> None:
     assert scores["trimap_1"] == pytest.approx((0 + 1 / 2) / 2)
     assert scores["trimap_2"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert scores["trimap_8"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert [scores[f"trimap_error_{band}"] for band in (1, 2, 8)] == pytest.approx([1 / 2, 1 / 4, 1 / 8])
     near = {"boundary_iou": 0, "trimap_1": math.nan, "trimap_2": math.nan, "trimap_8": (2 / 3 + 3 / 4) / 2}
+    near |= {"trimap_error_1": math.nan, "trimap_error_2": math.nan, "trimap_error_8": 1 / 6}
     assert strict.compute() == pytest.approx(near, nan_ok=True)
 
 
@@ -192,7 +205,10 @@ def test_perfect_borders() -> None:
     _, truth = maps(0, 3)
     metrics = BorderMetrics(3)
     metrics.update(truth.where(truth != VOID, 0), truth)
-    assert all(value == 1 for value in metrics.compute().values())
+    assert {name: value == 1 for name, value in metrics.compute().items() if value} == {
+        "boundary_iou": True,
+        **{f"trimap_{band}": True for band in metrics.bands},
+    }
 
 
 def test_bad_border_arguments() -> None:

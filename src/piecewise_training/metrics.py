@@ -119,15 +119,16 @@ class SegmentationMetrics(torchmetrics.classification.MulticlassConfusionMatrix)
 
 
 class BorderMetrics(torchmetrics.Metric):
-    """Scores near the borders of a whole set: boundary IoU, and mean IoU in bands (trimaps) around the true borders.
+    """Scores near the borders of a whole set: boundary IoU, and mean IoU and error in bands (trimaps) around them.
 
     Boundary IoU (Cheng et al., CVPR 2021) compares, for each class, the pixels of its region that lie within a
     distance of the region's edge. The trimap score is mean IoU over the pixels within some distance of a true border,
-    as Chen et al. have it (DeepLab, ICLR 2015); Kohli et al. (IJCV 2009) and Krähenbühl & Koltun (2011), who began with
-    such bands, count the misclassified pixels in them. Distance is the larger of the two axes'. Void pixels count
-    nowhere. The image's edge is no border; in Cheng et al.'s own program it is one, and so is the rim of void, so that
-    its figures are others. Whether void is a border here depends on the data: in PASCAL VOC a strip of it covers every
-    border, and the trimaps of Chen et al. are bands along it; elsewhere it is whatever was left unlabelled.
+    as Chen et al. have it (DeepLab, ICLR 2015); the trimap error is the share of these pixels that are misclassified,
+    as Kohli et al. (IJCV 2009) and Krähenbühl & Koltun (2011) have it, who began with such bands. Distance is the
+    larger of the two axes'. Void pixels count nowhere. The image's edge is no border; in Cheng et al.'s own program it
+    is one, and so is the rim of void, so that its figures are others. Whether void is a border here depends on the
+    data: in PASCAL VOC a strip of it covers every border, and the trimaps of Chen et al. are bands along it; elsewhere
+    it is whatever was left unlabelled.
 
     Args:
         num_classes: K.
@@ -144,7 +145,7 @@ class BorderMetrics(torchmetrics.Metric):
         >>> metrics = BorderMetrics(num_classes=2, bands=(1,))
         >>> metrics.update(torch.tensor([[[0, 0, 1, 1, 1, 1]]]), truth)
         >>> {name: round(value, 3) for name, value in metrics.compute().items()}
-        {'boundary_iou': 0.0, 'trimap_1': 0.25}
+        {'boundary_iou': 0.0, 'trimap_1': 0.25, 'trimap_error_1': 0.5}
     """
 
     full_state_update = False
@@ -203,11 +204,12 @@ class BorderMetrics(torchmetrics.Metric):
             matrix += torch.bincount(flat, minlength=matrix.numel()).reshape(matrix.shape)
 
     def compute(self) -> dict[str, float]:
-        """Boundary IoU and the trimap scores by name, each the mean over the classes that occur."""
+        """Boundary IoU and the trimap scores by name, the mean over the classes that occur, and the trimap errors."""
         iou = _ratio(self.intersection.cpu().double(), self.union.cpu().double())
         scores = {"boundary_iou": float(iou.nanmean())}
         for band in self.bands:
-            scores[f"trimap_{band}"] = scores_from_confusion(getattr(self, f"band_{band}")).miou
+            near = scores_from_confusion(getattr(self, f"band_{band}"))
+            scores |= {f"trimap_{band}": near.miou, f"trimap_error_{band}": 1 - near.pixel_accuracy}
         return scores
 
     def _count(self, labels: Tensor) -> Tensor:

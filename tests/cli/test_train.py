@@ -21,8 +21,9 @@ from filelock import FileLock
 from PIL import Image
 
 from piecewise_training import inference
-from piecewise_training.cli import main
-from piecewise_training.dataset import SyntheticDataset
+from piecewise_training.cli import build_parser, main
+from piecewise_training.config import InferenceConfig
+from piecewise_training.dataset import SyntheticDataset, build_datasets, val_loader
 from piecewise_training.inference import predict
 from piecewise_training.metrics import border_band
 from piecewise_training.model import PiecewiseTrainedModel
@@ -479,6 +480,36 @@ def test_predict(run: Path, tmp_path: Path) -> None:
     globbed = [str(tmp_path / "in" / "*.jpg"), *arguments, "--overlay", "false", "--crf", "false"]
     assert main(["predict", *globbed, "--output", str(tmp_path / "plain")]) == 0
     assert [p.name for p in (tmp_path / "plain").iterdir()] == ["b.png"]
+
+
+LOOKS = ["--inference.scales", "[0.8,1.3]", "--inference.flip", "true", "--inference.window", "[24,28]"]
+HOW = InferenceConfig(scales=(0.8, 1.3), flip=True, window=(24, 28), overlap=0.25)
+
+
+def test_predict_looks_as_it_is_told(run: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (33, 47, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png"), "--model", str(run), "--device", "cpu", "--probabilities"]
+    assert main(["predict", *arguments, *LOOKS, "--inference.overlap", "0.25", "--output", str(tmp_path / "out")]) == 0
+    found = np.load(tmp_path / "out" / "a_probabilities.npz")["probabilities"].astype(np.float32)
+    model = PiecewiseTrainedModel.load(run)
+    np.testing.assert_allclose(found, predict(model, image, how=HOW).probabilities, atol=1e-3)  # in half precision
+    assert np.abs(found - predict(model, image).probabilities).max() > 0.01
+
+
+def test_evaluate_looks_as_it_is_told(run: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(run), "--device", "cpu", "--output", str(tmp_path)]
+    assert main(["evaluate", *arguments, *LOOKS, "--inference.overlap", "0.25"]) == 0
+    parser = build_parser()
+    settings = parser.instantiate(parser.parse_args(["train", "--config", str(run / "config.yaml")])).train
+    _, held_out = build_datasets(settings.data, settings.seed)
+    model, batches = PiecewiseTrainedModel.load(run), val_loader(held_out, settings.data)
+    expected, plain = (inference.evaluate(model, batches, how=how) for how in (HOW, InferenceConfig()))
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    for name, own, other in (("unary alone", expected.unary, plain.unary), ("+ CRF", expected.crf, plain.crf)):
+        assert own is not None
+        assert other is not None
+        assert results[name]["confusion"] == own.confusion.tolist() != other.confusion.tolist()
 
 
 def test_predictions_replace_neither_each_other_nor_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

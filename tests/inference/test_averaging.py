@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from tests.test_model import contextual_model, small_model
 
 
 @pytest.mark.parametrize("size", [(20, 24), (33, 41), (9, 60)])
-@pytest.mark.parametrize("how", [InferenceConfig(), InferenceConfig(window=(100, 100)), InferenceConfig(overlap=0.1)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        InferenceConfig(),
+        InferenceConfig(window=(100, 100)),
+        InferenceConfig(overlap=0.1),
+        InferenceConfig(scales=[1.0]),  # type: ignore[arg-type]
+    ],
+)
 def test_one_look_is_the_plain_model(size: tuple[int, int], how: InferenceConfig) -> None:
     """Bit for bit when nothing is switched on; of an image smaller than the window up to rounding."""
     model, image = small_model(), torch.randn(2, 3, *size)
@@ -29,6 +38,16 @@ def test_one_look_is_the_plain_model(size: tuple[int, int], how: InferenceConfig
         assert torch.equal(found.unary, expected)
     else:
         torch.testing.assert_close(found.unary, expected.log_softmax(1))
+
+
+def test_one_look_is_the_plain_contextual_model() -> None:
+    model, image = contextual_model(), torch.randn(1, 3, 40, 48)
+    nodes, found = model.score_nodes(image), score(model, image, InferenceConfig())
+    assert torch.equal(found.unary, model.enlarged(nodes.scores, image))
+    expected = model.contextual(image, nodes)
+    assert expected is not None
+    assert found.contextual is not None
+    assert torch.equal(found.contextual, expected)
 
 
 def test_mirror_images() -> None:
@@ -51,6 +70,32 @@ def test_windows_of_a_network_that_sees_single_pixels_change_nothing() -> None:
     for window, overlap in (((16, 16), 0.5), ((37, 20), 0.0), ((5, 60), 0.9), ((36, 49), 0.25)):
         found = score(model, image, InferenceConfig(window=window, overlap=overlap))
         torch.testing.assert_close(found.unary, model(image)[0].log_softmax(1))
+
+
+@pytest.mark.parametrize("make", [small_model, contextual_model])
+def test_overlaps_are_blended_by_a_bump_in_the_middle_of_each_window(make: Any) -> None:
+    """Of networks that see their surroundings, which end at a window's border: pixel by pixel, window by window."""
+    model, image, (height, width) = make(), torch.randn(1, 3, 48, 56), (32, 40)
+    rows, columns = [0, 16], [0, 16]
+    total, weights = 0.0, torch.zeros(48, 56)
+    for top in rows:
+        for left in columns:
+            view = image[:, :, top : top + height, left : left + width]
+            nodes = model.score_nodes(view)
+            contextual = model.contextual(view, nodes)
+            scores = model.enlarged(nodes.scores, view) if contextual is None else contextual
+            part, share = torch.zeros(3, 48, 56), torch.zeros(48, 56)
+            for y in range(height):
+                for x in range(width):
+                    share[top + y, left + x] = math.prod(
+                        max(1e-3, math.sin(math.pi * (place + 1) / (side + 1)) ** 2)
+                        for place, side in ((y, height), (x, width))
+                    )
+            part[:, top : top + height, left : left + width] = scores.softmax(1)[0].detach()
+            total, weights = total + share * part, weights + share
+    scored = score(model, image, InferenceConfig(window=(height, width), overlap=0.5))
+    found = scored.unary if scored.contextual is None else scored.contextual
+    torch.testing.assert_close(found.softmax(1)[0], total / weights, rtol=1e-4, atol=1e-5)
 
 
 def test_no_view_is_larger_than_the_window() -> None:

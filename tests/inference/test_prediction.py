@@ -18,7 +18,7 @@ from piecewise_training.dataset import SyntheticDataset, normalise
 from piecewise_training.inference import evaluate, predict, prediction, refine, scores_from_labels
 from piecewise_training.metrics import SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
-from tests.test_model import small_model
+from tests.test_model import contextual_model, small_model
 
 
 def test_evaluate_is_the_metric_of_the_predictions() -> None:
@@ -33,7 +33,8 @@ def test_evaluate_is_the_metric_of_the_predictions() -> None:
         assert result.scores.miou == metrics.compute().miou
         assert torch.equal(result.confusion, metrics.confusion)
     assert outcome.crf.seconds > outcome.unary.seconds > 0
-    assert set(outcome.unary.borders) == {"boundary_iou", *(f"trimap_{w}" for w in (1, 2, 4, 8, 16))}
+    bands = [f"{name}_{width}" for width in (1, 2, 4, 8, 16) for name in ("trimap", "trimap_error")]
+    assert [*outcome.unary.borders] == ["boundary_iou", *bands]
 
 
 def test_evaluate_without_crf_and_without_images() -> None:
@@ -54,6 +55,16 @@ def test_images_of_unequal_size(how: InferenceConfig) -> None:
     assert torch.equal(whole.unary.confusion, sum(part.unary.confusion for part in parts))
     assert whole.crf is not None
     assert torch.equal(whole.crf.confusion, sum(part.crf.confusion for part in parts if part.crf is not None))
+
+
+def test_a_prediction_by_one_look_has_the_models_very_numbers() -> None:
+    model, image = contextual_model(), np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    found = predict(model, image)
+    pixels = normalise(torch.from_numpy(image).permute(2, 0, 1))[None]
+    with torch.inference_mode():
+        logits, log_q = model(pixels)
+    assert torch.equal(torch.from_numpy(found.probabilities), log_q.exp()[0])
+    assert torch.equal(torch.from_numpy(found.unary_labels), logits.argmax(1)[0])
 
 
 @pytest.mark.parametrize("apply_crf", [True, False])

@@ -44,7 +44,7 @@ def score(
         after_unary: called when the network's scores are there; of several looks, all are there at once.
     """
     check(how)
-    if how == InferenceConfig(overlap=how.overlap):
+    if (*how.scales,) == (1.0,) and not how.flip and how.window is None:
         nodes = model.score_nodes(image)
         unary = model.enlarged(nodes.scores, image)
         after_unary()

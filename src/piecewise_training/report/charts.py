@@ -97,7 +97,8 @@ def bands_chart(borders: Mapping[str, Mapping[str, float]], prefix: str = "bands
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")
     axis = figure.subplots()
     for place, (name, scores) in enumerate(borders.items()):
-        bands = {int(key.removeprefix("trimap_")): 100 * value for key, value in scores.items() if "trimap" in key}
+        widths = (key.removeprefix("trimap_") for key in scores)
+        bands = {int(width): 100 * scores[f"trimap_{width}"] for width in widths if width.isdigit()}
         style = _style(place)
         axis.plot([*bands], [*bands.values()], marker="o", label=literal(name), markersize=4, **style)
     axis.set_xscale("log", base=2)
