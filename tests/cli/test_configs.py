@@ -1,4 +1,4 @@
-"""Every shipped configuration trains, evaluates and predicts: one epoch of each stage on a few tiny images."""
+"""Every shipped configuration is read as it stands, and trains: one epoch of each stage on a few tiny images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from piecewise_training import networks
-from piecewise_training.cli import main
+from piecewise_training.cli import build_parser, main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NAMES = [f"{letter}{number}" for letter in "ab" for number in range(2)]
@@ -29,24 +29,31 @@ class NarrowFCN8s(networks.FCN8s):
         self.score = nn.Conv2d(16, num_classes, 1)
 
 
-def write(path: Path, values: np.ndarray) -> None:
+def write(path: Path, values: np.ndarray, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values).save(path)
+    image = Image.fromarray(values)
+    if palette:
+        image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tobytes())
+    image.save(path)
 
 
 def make_data(name: str, root: Path) -> None:
-    """Four training images and one for validation in the layout of a data set."""
+    """Four training images and one for validation in the layout of a data set, with a corner of void."""
     rng = np.random.default_rng(0)
     for split, names in (("train", NAMES), ("val", ["v0"])):
         for own in names:
             image = rng.integers(0, 256, (48, 64, 3), np.uint8)
             label = rng.integers(0, 3, (6, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
             if name == "cityscapes":
+                label[label == 2] = 4  # 7 and 8 are classes, 9 and 10 are not
+                label = label + 7
+                label[:5, :9] = 0
                 write(root / "leftImg8bit" / split / own / f"{own}_0_leftImg8bit.png", image)
-                write(root / "gtFine" / split / own / f"{own}_0_gtFine_labelIds.png", label + 7)
+                write(root / "gtFine" / split / own / f"{own}_0_gtFine_labelIds.png", label)
             else:
+                label[:5, :9] = 255
                 write(root / "JPEGImages" / f"{own}.jpg", image)
-                write(root / "SegmentationClass" / f"{own}.png", label)
+                write(root / "SegmentationClass" / f"{own}.png", label, palette=True)
                 write(root / "SegmentationClassAug" / f"{own}.png", label)
         for listed in (split, split.replace("train", "trainaug")) if name != "cityscapes" else ():
             lists = root / "ImageSets" / "Segmentation"
@@ -65,6 +72,17 @@ def shrunk(config: dict[str, Any], root: Path) -> dict[str, Any]:
     config["training"] |= {"stage1_epochs": first, "stage2_epochs": 1, "stage3_epochs": 1, "precision": "32"}
     config["training"]["context_epochs"] = 1
     return config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_is_read_as_it_stands(path: Path) -> None:
+    parser = build_parser()
+    settings = parser.instantiate(parser.parse_args(["train", "--config", str(path)])).train
+    written = yaml.safe_load(path.read_text())
+    assert settings.data.crop == tuple(written["data"]["crop"])
+    assert settings.model.unary == written["model"]["unary"]
+    assert settings.training.stage1_epochs == written["training"]["stage1_epochs"]
+    assert settings.output == written["output"]
 
 
 @pytest.mark.slow
