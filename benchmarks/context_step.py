@@ -39,7 +39,7 @@ Setup = tuple[str, tuple[int, int], int, int]
 def module(case: str, setup: Setup) -> StageModule:
     """The module that trains a case's stage, always of the same network."""
     trunk, _, _, classes = setup
-    torch.manual_seed(0)
+    torch.manual_seed(measuring.SEED)
     dense = case.startswith("(d)")
     model = PiecewiseTrainedModel(
         classes,
@@ -139,7 +139,7 @@ def main() -> None:
         )
     print("\n".join(lines))
     if arguments.output:
-        report = {**measuring.surroundings(), "setup": vars(arguments) | {"output": None}}
+        report = {**measuring.surroundings(measuring.SEED), "setup": vars(arguments) | {"output": None}}
         report |= {"seconds": times, "peak_bytes": memory}
         measuring.write_report(arguments.output, report, "\n".join(lines))
 

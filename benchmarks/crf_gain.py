@@ -120,7 +120,7 @@ def main() -> None:
     print(lines)
     if arguments.output:
         report = {
-            **measuring.surroundings(),
+            **measuring.surroundings(settings.seed),
             "run": (arguments.run / "config.yaml").read_text(),
             "classes": list(first.classes.names),
             "tuned": tuned,

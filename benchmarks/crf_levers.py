@@ -196,7 +196,7 @@ def main() -> None:
 
     def keep(name: str, row: dict[str, Any]) -> None:
         rows[name] = row | measuring.when()
-        report = {**measuring.surroundings(), **learned_on, "rows": rows}
+        report = {**measuring.surroundings(settings.seed), **learned_on, "rows": rows}
         measuring.write_report(arguments.output, report, table(rows))
         print(table({name: row}), flush=True)
 

@@ -74,7 +74,9 @@ def main() -> None:
 
     def keep(name: str, row: dict[str, Any]) -> None:
         rows[name] = row | measuring.when()
-        measuring.write_report(arguments.output, {**measuring.surroundings(), **learned_on, "rows": rows}, table(rows))
+        measuring.write_report(
+            arguments.output, {**measuring.surroundings(settings.seed), **learned_on, "rows": rows}, table(rows)
+        )
         print(table({name: rows[name]}), flush=True)
 
     wanted = {name: settings_of(arguments.run, VARIANTS[variant].options) for name, variant in KERNELS.items()}

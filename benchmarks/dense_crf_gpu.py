@@ -276,7 +276,12 @@ def main(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     resolve("triton", device)
     speed = bandwidth(device, arguments.runs, 1024 if device.type == "cuda" else 16)
-    report = {**measuring.surroundings(), "iterations": cpu.ITERATIONS, "runs": arguments.runs, "copy_bytes_a_s": speed}
+    report = {
+        **measuring.surroundings(measuring.SEED),
+        "iterations": cpu.ITERATIONS,
+        "runs": arguments.runs,
+        "copy_bytes_a_s": speed,
+    }
     report["machine"]["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     report |= {"results": [], "training": None}
     lines: list[str] = []

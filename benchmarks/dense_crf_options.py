@@ -33,7 +33,11 @@ STDS = {"bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0}
 
 def costs(classes: int) -> torch.Tensor:
     """Costs (K, K) that are not symmetric."""
-    return 1 - torch.eye(classes) + 0.1 * torch.rand(classes, classes, generator=torch.Generator().manual_seed(0))
+    return (
+        1
+        - torch.eye(classes)
+        + 0.1 * torch.rand(classes, classes, generator=torch.Generator().manual_seed(measuring.SEED))
+    )
 
 
 def two_bilateral(scores: torch.Tensor, image: torch.Tensor, backend: Any) -> torch.Tensor:
@@ -178,7 +182,7 @@ def main() -> None:
             lines.append(line)
     print("\n".join(lines))
     report = {
-        **measuring.surroundings(),
+        **measuring.surroundings(measuring.SEED),
         "size": arguments.size,
         "runs": arguments.runs,
         "beside": beside,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -49,15 +50,32 @@ def starts(*reports: Report) -> str:
     """The same recipe from several starts."""
     seeds = [yaml.safe_load(report["run"])["seed"] for report in reports]
     runs = ", ".join(f"[{seed}]({name}.md)" for seed, name in zip(seeds, STARTS, strict=True))
+    names = reports[0]["rows"]
+    steps = [(name, *_means(reports, name, percent), *_means(reports, name, _milliseconds)) for name in names]
+    classes = [(name, *_means(reports, name, lambda row: [100 * iou for iou in row["iou"]])) for name in names]
     return "\n\n".join(
         [
             f"# What each step brings from {len(reports)} starts: {data_name(reports[0])}",
-            f"Means and ranges over the seeds {runs}, whose pages say how they were measured; validation in per cent.",
+            f"Means over the seeds {runs}, whose pages say how they were measured; validation in per cent, the last "
+            "column in milliseconds an image.",
+            markdown(["", *MEASURES, "ms"], steps),
+            "How far they reach:",
             starts_in_short(*reports),
             f"What is gained over the same seed's network alone ({ALONE}), in points:",
             _spread([_gains(report) for report in reports]),
+            "The IoU of each class:",
+            markdown(["", *reports[0]["classes"]], classes),
         ]
     )
+
+
+def _means(reports: Sequence[Report], name: str, measures: Callable[[Any], Sequence[float]]) -> list[float]:
+    """The means of a row's measures over several runs."""
+    return [fmean(values) for values in zip(*(measures(report["rows"][name]) for report in reports), strict=True)]
+
+
+def _milliseconds(row: Mapping[str, Any]) -> list[float]:
+    return [1e3 * row["seconds_an_image"]]
 
 
 def starts_in_short(*reports: Report) -> str:

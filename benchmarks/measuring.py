@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from piecewise_training import __version__
 from piecewise_training.cli.machine import processor
@@ -24,6 +25,7 @@ from piecewise_training.inference import Result
 from piecewise_training.metrics import BorderMetrics, SegmentationMetrics
 from piecewise_training.model import PiecewiseTrainedModel
 
+SEED = 0  # of what a benchmark draws by itself
 PACKAGES = ("torch", "numpy", "numba", "timm", "pydensecrf2", "crfseg")  # whose version a figure may hang on
 
 
@@ -64,7 +66,7 @@ def take_weights(model: PiecewiseTrainedModel, checkpoint: Path) -> int:
 def batch(images: int, size: tuple[int, int], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise, and labels in blocks of 16 pixels, always the same."""
     height, width = size
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     blocks = torch.randint(0, classes, (images, -(-height // 16), -(-width // 16)), generator=generator)
     labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width]
     return torch.randn(images, 3, height, width, generator=generator), labels
@@ -102,8 +104,8 @@ def plain(result: Result) -> dict[str, Any]:
     }
 
 
-def surroundings() -> dict[str, Any]:
-    """Machine, versions, commit and day of a measurement."""
+def surroundings(seed: int | None = None) -> dict[str, Any]:
+    """Machine, versions, commit and day of a measurement, and the seed if its rows have none of their own."""
     machine = {
         "processor": processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -116,6 +118,7 @@ def surroundings() -> dict[str, Any]:
         "machine": machine,
         "versions": {"piecewise-training": __version__, **versions, "torch": torch.__version__},
         "command": shlex.join(["python", *sys.argv]),
+        **({} if seed is None else {"seed": seed}),
         **when(),
     }
 
@@ -134,10 +137,15 @@ def kept(path: Path | None, settings: Mapping[str, Any]) -> Any:
     if path is None or not path.is_file():
         return {}
     report = json.loads(path.read_text())
-    other = [name for name, value in settings.items() if report.get(name) != value]
+    other = [name for name, value in settings.items() if _meaning(report.get(name)) != _meaning(value)]
     if other:
         sys.exit(f"{path} holds rows of another {', '.join(other)}: give another --output.")
     return report["rows"]
+
+
+def _meaning(value: Any) -> Any:
+    """What a configuration says, whose comments may have changed."""
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def write_report(path: Path, report: dict[str, Any], table: str) -> None:

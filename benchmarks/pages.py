@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -119,23 +119,24 @@ def why_piecewise(report: Report, data: str, plot: str) -> str:
     """Piecewise, independent and joint training."""
     rows = report["rows"]
     starts = len({row["seed"] for row in rows})
-    whole = {row["seed"]: row["seconds"] for row in rows if row["name"] == "piecewise"}
+    whole = {row["seed"]: row["seconds"] for row in rows if row["name"] == "piecewise" and row["crf"]}
     cells = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        final = [100 * row["crf"]["miou"] for row in own]
+        epochs = sorted({(*row["epochs"],) for row in own})
+        ended = [row for row in own if row["crf"]]  # not given up by the trainer
+        final = [100 * row["crf"]["miou"] for row in ended]
+        ratios = [row["seconds"] / whole[row["seed"]] for row in ended if row["seed"] in whole]
         cells.append(
             (
                 name,
-                " or ".join(
-                    "+".join(str(n) for n in epochs if n) for epochs in sorted({(*row["epochs"],) for row in own})
-                ),
-                fmean(final),
-                f"{min(final):.1f} to {max(final):.1f}",
-                fmean(100 * row["unary"]["miou"] for row in own),
-                fmean(100 * row["crf"]["borders"]["trimap_4"] for row in own),
-                fmean(row["seconds"] for row in own),
-                f"{fmean(row['seconds'] / whole[row['seed']] for row in own):.2f}",
+                " or ".join("+".join(str(n) for n in stages if n) for stages in epochs),
+                _mean(final),
+                f"{min(final):.1f} to {max(final):.1f}" if final else "",
+                _mean([100 * row["unary"]["miou"] for row in ended]),
+                _mean([100 * row["crf"]["borders"]["trimap_4"] for row in ended]),
+                _mean([row["seconds"] for row in ended]),
+                f"{fmean(ratios):.2f}" if ratios else "",
                 f"{sum(row['diverged'] for row in own)} of {len(own)}",
             )
         )
@@ -155,13 +156,18 @@ def why_piecewise(report: Report, data: str, plot: str) -> str:
     )
 
 
+def _mean(values: Sequence[float]) -> float | str:
+    """Nothing of nothing."""
+    return fmean(values) if values else ""
+
+
 def curves(report: Report) -> Figure:
     """Validation mIoU over the seconds of training, a line for each run."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     names = [name for name in dict.fromkeys(row["name"] for row in report["rows"]) if "epochs" not in name]
     for name, colour in zip(names, COLOURS, strict=False):
-        for place, row in enumerate(row for row in report["rows"] if row["name"] == name):
+        for place, row in enumerate(row for row in report["rows"] if row["name"] == name and row["curve"]):
             seconds, miou = zip(*row["curve"], strict=True)
             shares = [100 * m for m in miou]
             alone = 0 if name.startswith("joint") else row["epochs"][0]  # the stage that is judged without a CRF
@@ -284,8 +290,7 @@ def context_ablation(report: Report, title: str, what: str) -> str:
 # What is made from several results.
 SOURCES = {"crf_gain_starts": gain_pages.STARTS}
 PAGES: dict[str, Callable[..., str]] = {
-    "crf_gain_recipe": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
-    "crf_gain": partial(gain_pages.crf_gain, title="What each step brought with the recipe of before"),
+    "crf_gain": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
     "crf_gain_synthetic": gain_pages.crf_gain,
     "crf_gain_seed1": partial(gain_pages.crf_gain, title="What each step brings from a second start"),
     "crf_gain_seed2": partial(gain_pages.crf_gain, title="What each step brings from a third start"),
@@ -328,7 +333,7 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
 }
 # The README's tables: between <!-- NAME --> and <!-- end -->.
 TABLES: dict[str, Callable[..., str]] = {
-    "crf_gain_recipe": gain_pages.in_short,
+    "crf_gain_starts": gain_pages.starts_in_short,
     "crf_gain_synthetic": gain_pages.in_short,
     "dense_crf": speed_pages.in_short,
 }

@@ -50,7 +50,7 @@ class Setup(argparse.Namespace):
 
 def module(setup: Setup) -> StageModule:
     """The module that trains stage 1, always of the same network."""
-    torch.manual_seed(0)
+    torch.manual_seed(measuring.SEED)
     model = PiecewiseTrainedModel(setup.classes, unary=setup.network, pretrained=False, use_crf=False)
     trained = StageModule(model, unary_stage(1), TrainConfig()).train()
     trained.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
@@ -158,7 +158,7 @@ def main() -> None:
     if setup.output:
         given = {name: value for name, value in vars(setup).items() if name not in ("output", "child")}
         measuring.write_report(
-            setup.output, {**measuring.surroundings(), "setup": given, "rows": rows}, "\n".join(lines)
+            setup.output, {**measuring.surroundings(measuring.SEED), "setup": given, "rows": rows}, "\n".join(lines)
         )
 
 

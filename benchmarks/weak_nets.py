@@ -86,7 +86,7 @@ def main() -> None:
             print(table([row]), flush=True)
             rows = sorted([*rows, row], key=lambda row: (row["epochs"], row["output_stride"]))
             if arguments.output:
-                report = {**measuring.surroundings(), **base, "rows": rows}
+                report = {**measuring.surroundings(settings.seed), **base, "rows": rows}
                 measuring.write_report(arguments.output, report, table(rows))
     print(table(rows))
 

@@ -6,8 +6,9 @@ The configuration is that of a piecewise run; this one is that of `piecewise tra
 epochs as that has in all, the network and the CRF are also trained one after the other and never together, and
 together from the first step. An epoch with a CRF takes longer than one without; so both are trained once more for as
 many epochs as fit the time that the piecewise run of that seed took. Every run starts from the same weights and ends
-with those of its last stage's best epoch. A run has diverged when its loss is not finite or its mIoU is below that of
-the most frequent class everywhere. Seeds of which the output file has all rows are not trained again.
+with those of its last stage's best epoch. A run has diverged when its loss is not finite, its mIoU is below that of the
+most frequent class everywhere, or the trainer gave it up, which leaves no result and no time for others to be given.
+Seeds of which the output file has all rows are not trained again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -33,7 +35,7 @@ from piecewise_training.dataset import build_datasets, crf_loader, joint_loader,
 from piecewise_training.inference import evaluate
 from piecewise_training.trainer import PiecewiseTrainer, plan
 
-LAST = "joint, equal time"  # a seed's last row
+WHOLE, JOINT, LAST = "piecewise", "joint, equal epochs", "joint, equal time"  # a seed ends with one of the last two
 
 
 class Clocked:
@@ -67,14 +69,16 @@ class Comparison:
         """All strategies with one seed, each as it ends."""
         training: TrainConfig = self.settings.training
         first, second, third = training.stage1_epochs, training.stage2_epochs, training.stage3_epochs
-        yield (whole := self.one("piecewise", (first, second, third), seed, "piecewise"))
+        yield (whole := self.one("piecewise", (first, second, third), seed, WHOLE))
         yield (apart := self.one("independent", (first + third, second, 0), seed, "independent, equal epochs"))
-        yield (joint := self.one("joint", (first + second + third, 0, 0), seed, "joint, equal epochs"))
-        alone = apart["stage_seconds"][0] / (first + third)
-        left = whole["seconds"] - apart["stage_seconds"][1]
-        yield self.one("independent", (max(1, round(left / alone)), second, 0), seed, "independent, equal time")
-        together = joint["seconds"] / (first + second + third)
-        yield self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, LAST)
+        if whole["crf"] and apart["crf"]:
+            alone = apart["stage_seconds"][0] / (first + third)
+            left = whole["seconds"] - apart["stage_seconds"][1]
+            yield self.one("independent", (max(1, round(left / alone)), second, 0), seed, "independent, equal time")
+        yield (joint := self.one("joint", (first + second + third, 0, 0), seed, JOINT))
+        if whole["crf"] and joint["crf"]:
+            together = joint["seconds"] / (first + second + third)
+            yield self.one("joint", (max(1, round(whole["seconds"] / together)), 0, 0), seed, LAST)
 
     def one(self, strategy: Strategy, epochs: tuple[int, int, int], seed: int, name: str) -> dict[str, Any]:
         """Trains and judges; the time of validation is not counted."""
@@ -97,10 +101,18 @@ class Comparison:
         curve: list[tuple[float, float]] = []
         stage_seconds: list[float] = []
         spent, finite = 0.0, True
+        row: dict[str, Any] = {"name": name, "seed": seed, "epochs": epochs}
         for stage in plan(config):
             clocked: Any = Clocked(held_out)
             begin = time.perf_counter()
-            history = trainer.run_stage(stage, batches[stage.images], clocked)
+            try:
+                history = trainer.run_stage(stage, batches[stage.images], clocked)
+            except FloatingPointError as error:
+                print(f"{name:28} seed {seed}: {error}", flush=True)
+                spent += time.perf_counter() - begin
+                row |= {"seconds": spent, "stage_seconds": stage_seconds, "unary": None, "crf": None, "curve": curve}
+                self.rows.append(row | {"diverged": True, **measuring.when()})
+                return self.rows[-1]
             whole = time.perf_counter() - begin
             judging = (whole - (clocked.begun[-1] - begin)) * len(clocked.begun)  # all passes take as long as the last
             stage_seconds.append(whole - judging)
@@ -112,10 +124,7 @@ class Comparison:
         assert outcome.crf is not None
         support = outcome.crf.scores.support.double()
         trivial = float(support.max() / support.sum()) / int((support > 0).sum())
-        row = {
-            "name": name,
-            "seed": seed,
-            "epochs": epochs,
+        row |= {
             "seconds": spent,
             "stage_seconds": stage_seconds,
             "unary": measuring.plain(outcome.unary),
@@ -129,19 +138,29 @@ class Comparison:
         return row
 
 
+def finished(rows: list[dict[str, Any]]) -> set[int]:
+    """The seeds of which there are all rows."""
+    given_up = {row["seed"] for row in rows if row["name"] in (WHOLE, JOINT) and not row["crf"]}
+    return {row["seed"] for row in rows if row["name"] == LAST or (row["name"] == JOINT and row["seed"] in given_up)}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and spread over the seeds, in per cent."""
+    """Mean and spread over the seeds, in per cent, of the runs that came to an end."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     lines = [f"{'':28} {'mIoU':>6} {'from':>6} {'to':>6} {'unary':>6} {'trimap 4':>8} {'s':>6} {'diverged':>8}"]
     for name in names:
         own = [row for row in rows if row["name"] == name]
-        final = [100 * row["crf"]["miou"] for row in own]
-        unary = sum(100 * row["unary"]["miou"] for row in own) / len(own)
-        trimap = sum(100 * row["crf"]["borders"]["trimap_4"] for row in own) / len(own)
-        seconds = sum(row["seconds"] for row in own) / len(own)
+        diverged = f"{sum(row['diverged'] for row in own):5d}/{len(own)}"
+        ended = [row for row in own if row["crf"]]
+        if not ended:
+            lines.append(f"{name:28} {diverged:>51}")
+            continue
+        final = [100 * row["crf"]["miou"] for row in ended]
+        unary = fmean(100 * row["unary"]["miou"] for row in ended)
+        trimap = fmean(100 * row["crf"]["borders"]["trimap_4"] for row in ended)
         lines.append(
-            f"{name:28} {sum(final) / len(final):6.2f} {min(final):6.2f} {max(final):6.2f} {unary:6.2f} {trimap:8.2f} "
-            f"{seconds:6.0f} {sum(row['diverged'] for row in own):5d}/{len(own)}"
+            f"{name:28} {fmean(final):6.2f} {min(final):6.2f} {max(final):6.2f} {unary:6.2f} {trimap:8.2f} "
+            f"{fmean(row['seconds'] for row in ended):6.0f} {diverged}"
         )
     return "\n".join(lines)
 
@@ -158,9 +177,9 @@ def main() -> None:
     comparison = Comparison(configuration.instantiate(parsed).train)
     base = {"config": arguments.config.read_text()}
     before = measuring.kept(arguments.output, base)
-    finished = {row["seed"] for row in before if row["name"] == LAST}
-    comparison.rows = [row for row in before if row["seed"] in finished]
-    seeds = [seed for seed in range(arguments.seeds) if seed not in finished]
+    done = finished(before)
+    comparison.rows = [row for row in before if row["seed"] in done]
+    seeds = [seed for seed in range(arguments.seeds) if seed not in done]
     for _ in (row for seed in seeds for row in comparison.run(seed)):
         if arguments.output:
             report = {**measuring.surroundings(), **base, "rows": comparison.rows}

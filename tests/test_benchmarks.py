@@ -83,6 +83,33 @@ def test_strategies_are_compared(tiny: Path, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("given_up", "left"), [("joint", 4), ("independent", 4), ("piecewise", 3)])
+def test_a_strategy_that_diverges_is_a_row(
+    given_up: str, left: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no result, and gives no time for others; the rest of the seed and the next one are trained."""
+
+    class GivingUp(why_piecewise.PiecewiseTrainer):
+        def run_stage(self, *arguments: Any) -> Any:
+            if self.config.strategy == given_up and self.seed == 0:
+                raise FloatingPointError("the gradient is not finite")
+            return super().run_stage(*arguments)
+
+    monkeypatch.setattr(why_piecewise, "PiecewiseTrainer", GivingUp)
+    output, options = tmp_path / "found.json", ("--config", str(tiny), "--seeds", "2")
+    report = run_script(why_piecewise, monkeypatch, output, *options)
+    first, second = ([row for row in report["rows"] if row["seed"] == seed] for seed in (0, 1))
+    without = [(row["name"], row["diverged"]) for row in first if row["crf"] is None]
+    assert without == [(given_up if given_up == "piecewise" else f"{given_up}, equal epochs", True)]
+    assert (len(first), len(second)) == (left, 5)
+    assert "1 of 2" in pages.why_piecewise(report, "a few scenes", "curves.png")
+    pages.curves(report)
+    tiny.write_text(f"# with a comment\n{tiny.read_text()}")
+    monkeypatch.setattr(why_piecewise.Comparison, "one", None)  # which would fail: nothing is trained again
+    assert run_script(why_piecewise, monkeypatch, output, *options) == report
+
+
+@pytest.mark.slow
 def test_weak_nets_and_recipes(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--config", str(tiny), "--strides", "32", "--epochs", "1")
     report = run_script(weak_nets, monkeypatch, tmp_path / "weak.json", *options)
