@@ -33,11 +33,8 @@ STDS = {"bilateral_xy_std": 30.0, "bilateral_rgb_std": 4.0}
 
 def costs(classes: int) -> torch.Tensor:
     """Costs (K, K) that are not symmetric."""
-    return (
-        1
-        - torch.eye(classes)
-        + 0.1 * torch.rand(classes, classes, generator=torch.Generator().manual_seed(measuring.SEED))
-    )
+    generator = torch.Generator().manual_seed(measuring.SEED)
+    return 1 - torch.eye(classes) + 0.1 * torch.rand(classes, classes, generator=generator)
 
 
 def two_bilateral(scores: torch.Tensor, image: torch.Tensor, backend: Any) -> torch.Tensor:
