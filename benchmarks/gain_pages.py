@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -51,8 +51,8 @@ def starts(*reports: Report) -> str:
     seeds = [yaml.safe_load(report["run"])["seed"] for report in reports]
     runs = ", ".join(f"[{seed}]({name}.md)" for seed, name in zip(seeds, STARTS, strict=True))
     names = reports[0]["rows"]
-    steps = [(name, *_means(reports, name, percent), *_means(reports, name, _milliseconds)) for name in names]
-    classes = [(name, *_means(reports, name, lambda row: [100 * iou for iou in row["iou"]])) for name in names]
+    steps = [(n, *_means(reports, n, lambda row: [*percent(row), 1e3 * row["seconds_an_image"]])) for n in names]
+    classes = [(n, *_means(reports, n, lambda row: [100 * iou for iou in row["iou"]])) for n in names]
     return "\n\n".join(
         [
             f"# What each step brings from {len(reports)} starts: {data_name(reports[0])}",
@@ -72,10 +72,6 @@ def starts(*reports: Report) -> str:
 def _means(reports: Sequence[Report], name: str, measures: Callable[[Any], Sequence[float]]) -> list[float]:
     """The means of a row's measures over several runs."""
     return [fmean(values) for values in zip(*(measures(report["rows"][name]) for report in reports), strict=True)]
-
-
-def _milliseconds(row: Mapping[str, Any]) -> list[float]:
-    return [1e3 * row["seconds_an_image"]]
 
 
 def starts_in_short(*reports: Report) -> str:

@@ -157,7 +157,7 @@ def why_piecewise(report: Report, data: str, plot: str) -> str:
 
 
 def _mean(values: Sequence[float]) -> float | str:
-    """Nothing of nothing."""
+    """The mean, or an empty cell where there is nothing."""
     return fmean(values) if values else ""
 
 

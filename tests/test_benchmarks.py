@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_a_strategy_that_diverges_is_a_row(
             return super().run_stage(*arguments)
 
     monkeypatch.setattr(why_piecewise, "PiecewiseTrainer", GivingUp)
-    output, options = tmp_path / "found.json", ("--config", str(tiny), "--seeds", "2")
+    config = Path(shutil.copy(tiny, tmp_path))
+    output, options = tmp_path / "found.json", ("--config", str(config), "--seeds", "2")
     report = run_script(why_piecewise, monkeypatch, output, *options)
     first, second = ([row for row in report["rows"] if row["seed"] == seed] for seed in (0, 1))
     without = [(row["name"], row["diverged"]) for row in first if row["crf"] is None]
@@ -104,7 +106,7 @@ def test_a_strategy_that_diverges_is_a_row(
     assert (len(first), len(second)) == (left, 5)
     assert "1 of 2" in pages.why_piecewise(report, "a few scenes", "curves.png")
     pages.curves(report)
-    tiny.write_text(f"# with a comment\n{tiny.read_text()}")
+    config.write_text(f"# with a comment\n{config.read_text()}")
     monkeypatch.setattr(why_piecewise.Comparison, "one", None)  # which would fail: nothing is trained again
     assert run_script(why_piecewise, monkeypatch, output, *options) == report
 
