@@ -292,22 +292,23 @@ def lovasz(
     likelihood = _nll(log_p, target, weight)
     seen = target[:, ::every, ::every]
     known = seen != VOID
-    present = torch.unique(seen[known]).tolist()
-    if not present:
+    labels = seen[known]
+    present = torch.unique(labels)
+    if not len(present):
         return likelihood
-    probabilities = log_p[:, :, ::every, ::every].exp()
-    shares = torch.ones_like(probabilities[0, present, 0, 0]) if weight is None else weight[present]
-    terms = [_lovasz_of_class(probabilities[:, k][known], seen[known] == k) for k in present]
-    return likelihood + (torch.stack(terms) * shares).sum() / shares.sum().clamp(min=1e-6)
+    probabilities = log_p[:, present, ::every, ::every].movedim(1, 0)[:, known].exp()
+    terms = _lovasz_extension(probabilities, labels == present[:, None])
+    shares = torch.ones_like(terms) if weight is None else weight[present]
+    return likelihood + (terms * shares).sum() / shares.sum().clamp(min=1e-6)
 
 
-def _lovasz_of_class(probability: Float[Tensor, n], truth: Bool[Tensor, n]) -> Float[Tensor, ""]:
-    """Errors in falling order, each times the growth of the Jaccard distance as its pixel joins the wrong ones."""
-    errors, order = torch.where(truth, 1 - probability, probability).sort(descending=True)
-    found = truth[order].to(errors.dtype)
-    total = truth.sum()
-    distance = 1 - (total - found.cumsum(0)) / (total + (1 - found).cumsum(0))
-    return (errors * torch.diff(distance, prepend=distance.new_zeros(1))).sum()
+def _lovasz_extension(probabilities: Float[Tensor, "c n"], truth: Bool[Tensor, "c n"]) -> Float[Tensor, c]:
+    """For each class errors in falling order, each times the growth of the Jaccard distance as its pixel goes wrong."""
+    errors, order = torch.where(truth, 1 - probabilities, probabilities).sort(1, descending=True)
+    found = truth.gather(1, order).to(errors.dtype)
+    total = truth.sum(1, keepdim=True)
+    distance = 1 - (total - found.cumsum(1)) / (total + (1 - found).cumsum(1))
+    return (errors * torch.diff(distance, dim=1, prepend=distance.new_zeros(len(distance), 1))).sum(1)
 
 
 def unary_loss(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from piecewise_training.networks import build_unary, spare_bfloat16
-from piecewise_training.networks.depthwise import _Spared
+from piecewise_training.networks import adapt_to_cpu, build_unary
+from piecewise_training.networks.depthwise import _Adapted
 
 
 def gradient(convolution: nn.Conv2d, image: Tensor, mixed: bool) -> Tensor:
@@ -29,28 +29,28 @@ def gradient(convolution: nn.Conv2d, image: Tensor, mixed: bool) -> Tensor:
 
 @pytest.mark.parametrize("kind", [{"dilation": 2}, {"dilation": 4}, {"stride": 2}, {"kernel_size": 5}, {}])
 def test_weights_get_their_gradient(kind: dict[str, int]) -> None:
-    """Without `spare_bfloat16`, torch 2.15 gives dilated ones gradients that are wrong by more than their size."""
+    """Without `adapt_to_cpu`, torch 2.15 gives dilated ones gradients that are wrong by more than their size."""
     options = {"kernel_size": 3, **kind}
     padding = options.get("dilation", 1) * (options["kernel_size"] // 2)
     convolution = nn.Conv2d(96, 96, **options, padding=padding, groups=96, bias=False)  # type: ignore[arg-type]
-    spare_bfloat16(convolution.to(memory_format=torch.channels_last))
+    adapt_to_cpu(convolution.to(memory_format=torch.channels_last))
     image = torch.randn(2, 96, 24, 32).to(memory_format=torch.channels_last)
     right = gradient(convolution, image, mixed=False)
     found = gradient(convolution, image, mixed=True)
     assert (found - right).norm() < 0.02 * right.norm()
 
 
-def test_networks_are_spared() -> None:
+def test_networks_are_adapted() -> None:
     network = build_unary("tf_efficientnet_lite0", 3, output_stride=8, pretrained=False)
     grouped = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
-    spared = [module for module in grouped if isinstance(module, _Spared)]
+    spared = [module for module in grouped if isinstance(module, _Adapted)]
     assert {module for module in grouped if max(module.dilation) > 1} < set(spared)
     assert 0 < len(spared) < len(grouped)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
 def test_copies_keep_it_and_it_is_done_once(copied: Callable[[nn.Module], nn.Module]) -> None:
-    network = copied(spare_bfloat16(spare_bfloat16(nn.Conv2d(8, 8, 3, dilation=2, groups=8))))
+    network = copied(adapt_to_cpu(adapt_to_cpu(nn.Conv2d(8, 8, 3, dilation=2, groups=8))))
     assert type(network).__name__ == "Conv2d"
     assert len(type(network).mro()) == len(nn.Conv2d.mro()) + 2
     assert network.state_dict().keys() == {"weight", "bias"}
@@ -71,6 +71,6 @@ def test_others_stay() -> None:
     ]
     for convolution in kinds:
         kind = type(convolution)
-        assert type(spare_bfloat16(convolution)) is kind
+        assert type(adapt_to_cpu(convolution)) is kind
     remove_parametrizations(kinds[-1], "weight")
     assert type(kinds[-1]) is nn.Conv2d

@@ -785,7 +785,7 @@ def test_half_precision_has_its_scaler_come_down_before_training_ends() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "32"])
-def test_networks_of_ones_own_are_spared_gradients_that_are_noise(precision: Any) -> None:
+def test_networks_of_ones_own_are_adapted_gradients_that_are_noise(precision: Any) -> None:
     """Dilated grouped convolutions work in single precision on a CPU; see `networks.depthwise`."""
     network = Small()
     layer = nn.Conv2d(3, 3, 3, padding=2, dilation=2, groups=3)

@@ -9,7 +9,7 @@ from torch import nn
 from piecewise_training.networks.backbones import TimmSegmenter
 from piecewise_training.networks.contextual import ContextualCRF, Relation
 from piecewise_training.networks.decoder import Decoder
-from piecewise_training.networks.depthwise import spare_bfloat16
+from piecewise_training.networks.depthwise import adapt_to_cpu
 from piecewise_training.networks.featmap import FeatMapNet
 from piecewise_training.networks.vgg import FCN8s, LargeFOV
 from piecewise_training.networks.weights import Pretrained, read_state_dict
@@ -23,9 +23,9 @@ __all__ = [
     "Pretrained",
     "Relation",
     "TimmSegmenter",
+    "adapt_to_cpu",
     "build_unary",
     "read_state_dict",
-    "spare_bfloat16",
 ]
 
 VGG_NETWORKS = ("largefov_vgg16", "fcn8s_vgg16")
@@ -66,4 +66,4 @@ def build_unary(
     else:
         network = TimmSegmenter(name, num_classes, output_stride, pretrained)
     network.to(memory_format=torch.channels_last)  # a training step of Lite0 in bfloat16 takes 0.6 of the time
-    return spare_bfloat16(network)
+    return adapt_to_cpu(network)

@@ -23,7 +23,7 @@ from piecewise_training import processes
 from piecewise_training.config import OptimConfig, Strategy, TrainConfig
 from piecewise_training.losses import class_weights
 from piecewise_training.model import PiecewiseTrainedModel
-from piecewise_training.networks.depthwise import spare_bfloat16
+from piecewise_training.networks.depthwise import adapt_to_cpu
 from piecewise_training.trainer import stages
 from piecewise_training.trainer.callbacks import AbsentClasses, History, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
@@ -31,6 +31,7 @@ from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
 from piecewise_training.trainer.earlier import EarlierNetwork
 from piecewise_training.trainer.judge import PREFIX, Judge
+from piecewise_training.trainer.memory import kept_memory
 from piecewise_training.trainer.module import StageModule
 from piecewise_training.trainer.schedule import check_config
 from piecewise_training.trainer.stages import Stage
@@ -108,7 +109,7 @@ class PiecewiseTrainer:
         self.seed = seed
         self._precision = lightning_precision(config.precision, self.device)
         if self._precision == "bf16-mixed" and self.device.type == "cpu":
-            spare_bfloat16(model.unary)  # which a network by name is already
+            adapt_to_cpu(model.unary)  # which a network by name is already
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
         self._weight: Tensor | None = None
@@ -313,7 +314,7 @@ class PiecewiseTrainer:
         module = StageModule(self.model, stage, self.config, weight, self._earlier.scorer(stage))
         module.train()
         history = History()
-        with quiet(), interruptible():
+        with quiet(), interruptible(), kept_memory(self.device):
             self._lightning(stage, folder, history, val_loader is not None).fit(
                 module, train_loader, val_loader, ckpt_path=str(last) if goes_on else None
             )
