@@ -33,6 +33,14 @@ def test_curves_have_a_column_for_each_stage() -> None:
     assert rate_1.get_yscale() == rate_2.get_yscale() == "log"
 
 
+def test_curves_pass_over_epochs_that_were_not_validated() -> None:
+    scores = [np.nan, 0.1, np.nan, 0.3]
+    values = {"train_loss": [1.0] * 4, "val_miou": scores, "val_accuracy": [np.nan] * 4}
+    axis = figures.training_curves({"stage1": values}, {"stage1": "CNN"}).axes[1]
+    assert [line.get_label() for line in axis.lines] == ["mean IoU"]
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[2, 10], [4, 30]])
+
+
 def test_curves_of_a_single_epoch_without_validation() -> None:
     figure = figures.training_curves({"stage1": {"train_loss": [2.0], "lr": [0.1]}}, {"stage1": ""})
     assert figure.axes[0].get_title() == "stage1"

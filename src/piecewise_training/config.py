@@ -275,6 +275,8 @@ class TrainConfig:
         ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down an x86 CPU without
             AVX-512 or its extension AVX512_BF16.
+        validate_every: Epochs from one validation to the next, counted back from a stage's last: that one is always
+            validated.
         patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.
         optim: How parameters are moved.
     """
@@ -291,5 +293,6 @@ class TrainConfig:
     class_weights: ClassWeights = "none"
     ema: float = 0.0
     precision: Precision = "32"
+    validate_every: int = 1
     patience: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)

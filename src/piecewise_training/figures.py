@@ -99,8 +99,10 @@ def training_curves(history: Mapping[str, Mapping[str, Sequence[float]]], titles
             axis = grid[row, column]
             for name, label, colour in lines:
                 shown = scale * np.array(values.get(name, ()))
-                if len(shown):
-                    axis.plot(numbers[: len(shown)], shown, ".-", color=colour, label=label, markersize=5)
+                known = ~np.isnan(shown)  # not every epoch need be validated
+                if known.any():
+                    points = numbers[: len(shown)][known], shown[known]
+                    axis.plot(*points, ".-", color=colour, label=label, markersize=5)
             if column == 0:
                 axis.set_ylabel(ylabel, **_STYLE)
                 if len(axis.lines) > 1:

@@ -1,10 +1,11 @@
-"""Grouped convolutions in mixed precision on a CPU."""
+"""Grouped convolutions on a CPU: in mixed precision, and backwards."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,85 @@ def test_weights_get_their_gradient(kind: dict[str, int]) -> None:
     right = gradient(convolution, image, mixed=False)
     found = gradient(convolution, image, mixed=True)
     assert (found - right).norm() < 0.02 * right.norm()
+
+
+DILATED = [
+    {"kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kernel_size": 5, "padding": 4, "dilation": 2, "bias": False},
+    {"kernel_size": (3, 5), "padding": (0, 3), "dilation": (2, 1)},
+    {"kernel_size": 2, "padding": (3, 1), "dilation": 3},
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("options", DILATED)
+def test_dilated_ones_have_the_same_gradients(options: dict[str, Any], layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, **options, groups=6).double().to(memory_format=layout)  # type: ignore[call-overload]
+    quick = adapt_to_cpu(copy.deepcopy(plain))
+    image = torch.randn(2, 6, 7, 10, dtype=torch.float64, requires_grad=True)
+    outs = plain(image), quick(image)
+    assert torch.equal(*outs)
+    assert [type(out.grad_fn).__name__ for out in outs] == ["ConvolutionBackward0", "_DilatedBackward"]
+    expected = torch.autograd.grad(outs[0].pow(3).sum(), [image, *plain.parameters()])
+    found = torch.autograd.grad(outs[1].pow(3).sum(), [image, *quick.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(quick, image)
+    assert torch.autograd.gradgradcheck(quick, image)
+
+
+def test_dilated_ones_have_gradients_where_only_some_are_wanted() -> None:
+    quick = adapt_to_cpu(nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4))
+    quick.requires_grad_(False)
+    image = torch.randn(1, 4, 6, 6, requires_grad=True)
+    quick(image).sum().backward()
+    assert image.grad is not None
+    assert [parameter.grad for parameter in quick.parameters()] == [None, None]
+    image = image.detach()
+    quick.requires_grad_(True)
+    assert type(quick(image).grad_fn).__name__ == "ConvolutionBackward0"  # no gradient to the image
+    quick(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in quick.parameters())
+
+
+def test_dilated_ones_know_functions_of_functions() -> None:
+    quick = adapt_to_cpu(nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4).double())
+    images = torch.randn(3, 1, 4, 6, 6, dtype=torch.float64)
+
+    def loss(image: Tensor) -> Tensor:
+        total: Tensor = quick(image).pow(2).sum()
+        return total
+
+    leaf = images.clone().requires_grad_()
+    expected = torch.autograd.grad(torch.stack([loss(image) for image in leaf]).sum(), leaf)[0]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(images), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dilation": 2, "stride": 2},
+        {"dilation": 2, "padding": 5},
+        {"dilation": 2, "padding": "same"},
+        {"dilation": 2, "padding": 2, "padding_mode": "reflect"},
+        {"dilation": 2, "groups": 2},
+        {"dilation": 2, "out_channels": 8},
+        {"kernel_size": 5, "padding": 2},
+    ],
+)
+def test_other_gradients_stay_torchs(options: dict[str, Any]) -> None:
+    whole = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "groups": 4, **options}
+    quick = adapt_to_cpu(nn.Conv2d(**whole))
+    assert isinstance(quick, _Adapted)
+    graph, names = [quick(torch.randn(1, 4, 9, 9, requires_grad=True)).grad_fn], set()
+    while graph:
+        node = graph.pop()
+        names.add(type(node).__name__)
+        graph += [before for before, _ in node.next_functions if before is not None]
+    assert "ConvolutionBackward0" in names
+    assert "_DilatedBackward" not in names
 
 
 def test_networks_are_adapted() -> None:

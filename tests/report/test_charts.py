@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from piecewise_training.report.charts import bands_chart, runs_chart, stages_chart
@@ -44,3 +45,12 @@ def test_a_stroke_marks_the_end_of_a_stage() -> None:
     stages = {"stage1": {"val_miou": [0.1, 0.2]}, "stage2": {"val_miou": [0.3]}}
     whole, alone = runs_chart({"run": stages}), runs_chart({"run": {"stage1": stages["stage1"]}})
     assert whole.count("<use ") - alone.count("<use ") == 2  # a point and the stroke
+
+
+def test_lines_pass_over_epochs_that_were_not_validated() -> None:
+    scores = [math.nan, 0.1, math.nan, 0.3]
+    values = {"train_loss": [1.0] * 4, "val_miou": scores, "val_loss": scores, "val_accuracy": scores}
+    for drawing, lines in ((runs_chart({"run": {"stage1": values}}), 1), (stages_chart({"stage1": values}, TITLES), 3)):
+        paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\((--\w+)\)', drawing)
+        validated = [path for path, colour in paths if colour not in ("--line", "--muted") and path.count("L") == 1]
+        assert len(validated) == lines

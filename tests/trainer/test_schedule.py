@@ -105,5 +105,7 @@ def test_bad_names() -> None:
         check_config(TrainConfig(loss="hinge"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`ema` must be from 0 to below 1; got 1.0"):
         check_config(TrainConfig(ema=1.0))
+    with pytest.raises(ValueError, match="`validate_every` must be at least 1; got 0"):
+        check_config(TrainConfig(validate_every=0))
     with pytest.raises(ValueError, match="`patience` must be at least 0; got -1"):
         check_config(TrainConfig(patience=-1))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -561,6 +563,38 @@ def test_early_stopping(patience: int) -> None:
     model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
     history = trainer(model, config=config).train_unary(loader(), 10, loader(seed=1))
     assert len(history["train_loss"]) == 1 + patience
+
+
+@pytest.mark.parametrize(("every", "validated"), [(2, [1, 3, 5]), (3, [2, 5]), (9, [5]), (1, [0, 1, 2, 3, 4, 5])])
+def test_validating_every_so_many_epochs(tmp_path: Path, every: int, validated: list[int]) -> None:
+    """The last is always among them, and so is the one that is kept."""
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    config = TrainConfig(validate_every=every)
+    history = trainer(model, config=config, output_dir=tmp_path).train_unary(loader(), 6, loader(seed=1))
+    lengths = {name: len(values) for name, values in history.items()}
+    assert set(lengths.values()) == {6}, lengths
+    for name in ("val_miou", "val_loss", "val_accuracy"):
+        assert [epoch for epoch, value in enumerate(history[name]) if not math.isnan(value)] == validated
+    best = torch.load(tmp_path / "checkpoints" / "stage1" / "best.ckpt", weights_only=True)
+    assert best["epoch"] in validated
+    kept = json.loads((tmp_path / "checkpoints" / "stage1" / "history.json").read_text())
+    np.testing.assert_equal(kept, history)
+
+
+def test_a_stage_that_is_seldom_validated_is_undone_as_well() -> None:
+    t = trainer(config=TrainConfig(validate_every=2, optim=OptimConfig(crf_learning_rate=1e-12)))
+    t._judge.before = lambda *args, **kwargs: 1.0  # type: ignore[method-assign]
+    undone: list[float] = []
+    t._judge.after = lambda stage, folder, start, best: undone.append(best)  # type: ignore[method-assign]
+    history = t.train_crf(loader(), 3, loader(seed=1))
+    assert undone == [max(history["val_miou"][0], history["val_miou"][2])]
+
+
+def test_patience_counts_validations_and_not_epochs() -> None:
+    config = TrainConfig(patience=2, validate_every=3, optim=OptimConfig(learning_rate=1e-12))
+    model = PiecewiseTrainedModel(3, unary=nn.Conv2d(3, 3, 1))
+    history = trainer(model, config=config).train_unary(loader(), 30, loader(seed=1))
+    assert len(history["train_loss"]) == 9
 
 
 def test_class_weights_are_those_of_the_images() -> None:

@@ -56,7 +56,8 @@ def stages_chart(history: History, titles: Mapping[str, str], prefix: str = "sta
         ):
             if values.get(name):
                 shown = label if place == 0 else None
-                axis.plot(epochs, scale * np.array(values[name]), ".-", color=colour, label=shown, markersize=4)
+                points = _known(epochs, scale * np.array(values[name]))
+                axis.plot(*points, ".-", color=colour, label=shown, markersize=4)
         for axis in rows:
             if place:
                 axis.axvline(start + 0.5, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -84,7 +85,8 @@ def runs_chart(histories: Mapping[str, History]) -> str:
         stages = [[100 * value for value in values.get("val_miou", ())] for values in history.values()]
         miou = [value for stage in stages for value in stage]
         style = _style(place)
-        axis.plot(range(1, len(miou) + 1), miou, marker=".", label=literal(name), markersize=4, **style)
+        points = _known(np.arange(len(miou)) + 1, np.array(miou))
+        axis.plot(*points, marker=".", label=literal(name), markersize=4, **style)
         ends = np.cumsum([len(stage) for stage in stages])
         ends = ends[(ends > 0) & (ends < len(miou))]
         axis.plot(ends, [miou[end - 1] for end in ends], "|", color=style["color"], markersize=14)
@@ -104,6 +106,12 @@ def bands_chart(borders: Mapping[str, Mapping[str, float]], prefix: str = "bands
     axis.set_xscale("log", base=2)
     axis.set_xticks([*bands], [str(band) for band in bands])
     return _finished(figure, axis, "distance from a true border, pixels", "mIoU within it, %", prefix)
+
+
+def _known(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a line: not every epoch need be validated."""
+    known = ~np.isnan(values)
+    return epochs[known], values[known]
 
 
 def svg(figure: Figure, prefix: str) -> str:

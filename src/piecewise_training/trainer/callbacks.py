@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,24 +23,35 @@ HISTORY = ("train_loss", "val_loss", "val_miou", "val_accuracy", "lr", "seconds"
 
 
 class History(lightning.Callback):
-    """Writes down one value an epoch of everything in `HISTORY`; kept in checkpoints, so that it survives a resume."""
+    """Writes down one value an epoch of everything in `HISTORY`; kept in checkpoints, so that it survives a resume.
+
+    Where an epoch of a stage is not validated, its scores are NaN.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {name: [] for name in HISTORY}
         self._begin = 0.0
+        self._validated = False  # in this epoch
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The learning rate at the start of the epoch."""
         self.values["lr"].append(trainer.optimizers[0].param_groups[0]["lr"])
         self._begin = time.perf_counter()
+        self._validated = False
         reset_peak(pl_module.device)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """There are new scores."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The epoch's losses and scores, its time and memory; validation has run by now."""
         self.values["seconds"].append(time.perf_counter() - self._begin)
         self.values["peak_bytes"].append(peak_bytes(pl_module.device))
         for name in HISTORY:
-            if name in trainer.callback_metrics:
+            if name.startswith("val_") and trainer.enable_validation and not self._validated:
+                self.values[name].append(math.nan)  # Lightning's are those of an epoch before
+            elif name in trainer.callback_metrics:
                 self.values[name].append(float(trainer.callback_metrics[name]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,6 +61,23 @@ class History(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From Lightning's checkpoint."""
         self.values |= state_dict["values"]
+
+
+class Pace(lightning.Callback):
+    """Validates every so many epochs, counted back from the last: Lightning counts from the first.
+
+    Args:
+        every: how many.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says whether this epoch is one of them, by a number that divides the epochs so far, or does not."""
+        assert trainer.max_epochs is not None
+        epoch = trainer.current_epoch + 1
+        trainer.check_val_every_n_epoch = epoch if (trainer.max_epochs - epoch) % self._every == 0 else epoch + 1
 
 
 class AbsentClasses(lightning.Callback):

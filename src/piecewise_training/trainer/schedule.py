@@ -111,6 +111,8 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"`ema` must be from 0 to below 1; got {config.ema}.")
     if not 0 <= config.crf_scores_at < 1:
         raise ValueError(f"`crf_scores_at` must be from 0 to below 1; got {config.crf_scores_at}.")
+    if config.validate_every < 1:
+        raise ValueError(f"`validate_every` must be at least 1; got {config.validate_every}.")
     if config.patience < 0:
         raise ValueError(f"`patience` must be at least 0; got {config.patience}.")
     _check_ranges(optim)

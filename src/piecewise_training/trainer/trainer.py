@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import zlib
@@ -25,7 +26,7 @@ from piecewise_training.losses import class_weights
 from piecewise_training.model import PiecewiseTrainedModel
 from piecewise_training.networks.depthwise import adapt_to_cpu
 from piecewise_training.trainer import stages
-from piecewise_training.trainer.callbacks import AbsentClasses, History, ProgressBar, checkpoints, mean_of_weights
+from piecewise_training.trainer.callbacks import AbsentClasses, History, Pace, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
 from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
@@ -154,8 +155,8 @@ class PiecewiseTrainer:
 
         Returns:
             By stage ("stage1", "stage2_context" if that is trained, "stage2", "stage3") and quantity ("train_loss",
-            "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes") a value for each epoch; time and
-            memory include validation.
+            "val_loss", "val_miou", "val_accuracy", "lr", "seconds", "peak_bytes") a value for each epoch, NaN
+            where `validate_every` has left out its validation; time and memory include validation.
 
         Raises:
             ValueError: the model has no CRF, or a label is neither a class nor void.
@@ -244,7 +245,8 @@ class PiecewiseTrainer:
             self._earlier.after(stage, folder)
             self.group.wait()  # all have read before anything is written over or removed
             if (folder / _BEST).is_file():
-                self._judge.after(stage, folder, start, max(history["val_miou"]))
+                known = [miou for miou in history["val_miou"] if not math.isnan(miou)]
+                self._judge.after(stage, folder, start, max(known, default=math.nan))
             else:
                 self._judge.forget()
             if self.output_dir is not None and self.group.first:
@@ -323,9 +325,12 @@ class PiecewiseTrainer:
     def _lightning(self, stage: Stage, folder: Path, history: History, validates: bool) -> lightning.Trainer:
         optim = self.config.optim
         callbacks: list[Callback] = [history, self._absent, *checkpoints(folder, validates)]
+        callbacks.append(Pace(self.config.validate_every))
         callbacks += self._earlier.callbacks(stage, folder)
         if self.config.patience and validates:
-            callbacks.append(EarlyStopping("val_miou", mode="max", patience=self.config.patience))
+            callbacks.append(
+                EarlyStopping("val_miou", mode="max", patience=self.config.patience, check_on_train_epoch_end=False)
+            )
         if self.config.ema:
             callbacks.append(mean_of_weights(self.config.ema))
         if self.progress:
