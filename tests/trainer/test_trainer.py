@@ -586,8 +586,8 @@ def test_a_stage_that_is_seldom_validated_is_undone_as_well() -> None:
     t._judge.before = lambda *args, **kwargs: 1.0  # type: ignore[method-assign]
     undone: list[float] = []
     t._judge.after = lambda stage, folder, start, best: undone.append(best)  # type: ignore[method-assign]
-    history = t.train_crf(loader(), 3, loader(seed=1))
-    assert undone == [max(history["val_miou"][0], history["val_miou"][2])]
+    history = t.train_crf(loader(), 4, loader(seed=1))
+    assert undone == [max(history["val_miou"][1], history["val_miou"][3])]
 
 
 def test_patience_counts_validations_and_not_epochs() -> None:
