@@ -288,7 +288,7 @@ def context_ablation(report: Report, title: str, what: str) -> str:
 
 
 # What is made from several results.
-SOURCES = {"crf_gain_starts": gain_pages.STARTS}
+SOURCES = {"crf_gain_starts": gain_pages.STARTS, "cpu_step": ("cpu_step", "cpu_step_stride8")}
 PAGES: dict[str, Callable[..., str]] = {
     "crf_gain": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
     "crf_gain_synthetic": gain_pages.crf_gain,
@@ -325,6 +325,7 @@ PAGES: dict[str, Callable[..., str]] = {
     "dense_crf_gpu": speed_pages.dense_crf_gpu,
     "context_step": speed_pages.context_step,
     "precision_step": speed_pages.precision_step,
+    "cpu_step": speed_pages.cpu_step,
 }
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "why_piecewise": curves,

@@ -202,6 +202,31 @@ def precision_step(report: Report) -> str:
     )
 
 
+def cpu_step(*reports: Report) -> str:
+    """What a training step on a CPU takes with and without what is done for it."""
+    rows = []
+    for report in reports:
+        setup = report["setup"]
+        usual = median(report["rows"]["as torch has it"]["seconds"])
+        for kind, row in report["rows"].items():
+            seconds = row["seconds"]
+            own = median(seconds)
+            place = f"{setup['network']}, stride {setup['stride']}"
+            rows.append((place, kind, f"{own:.2f}", f"{min(seconds):.2f}", f"{own / usual:.2f}"))
+    setup = reports[0]["setup"]
+    return "\n\n".join(
+        [
+            "# What is done for a step of training on a CPU",
+            f"{setup['batch']} images of {setup['size']}, {setup['classes']} classes, single precision, in seconds: "
+            f"the median of {setup['rounds']} rounds of {setup['runs']} steps in which the kinds take turns, and the "
+            "least. oneDNN has no fast gradient of dilated depthwise convolutions to their input, so it is made of a "
+            "convolution forwards; and memory that a step frees is kept for the next.",
+            markdown(["network", "step", "s", "least", "times as long"], rows),
+            *(origin(report) for report in reports),
+        ]
+    )
+
+
 def in_short(report: Report) -> str:
     """The speed of the dense CRF, in short."""
     found = {(row["case"], row["threads"]): row["engines"] for row in report["results"]}

@@ -16,6 +16,7 @@ from piecewise_training import cli
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import context_ablation  # noqa: E402
+import cpu_step  # noqa: E402
 import crf_gain  # noqa: E402
 import crf_levers  # noqa: E402
 import crf_scores  # noqa: E402
@@ -188,6 +189,27 @@ def test_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(report) == ["AVX512_BF16", "AVX512_BF16, unused"]
     assert all(row["cosine"] > precision_step.LEAST_COSINE for row in report["rows"].values())
     assert "| AVX512_BF16, unused |" in pages.speed_pages.precision_step(report)
+
+
+@pytest.mark.slow
+def test_steps_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ("--network", "mobilenetv3_small_050", "--size", "64x64", "--batch", "2", "--runs", "2", "--rounds", "1")
+    report = run_script(cpu_step, monkeypatch, tmp_path / "step.json", *size)
+    assert {kind: len(row["seconds"]) for kind, row in report["rows"].items()} == dict.fromkeys(cpu_step.KINDS, 2)
+    page = pages.speed_pages.cpu_step(report, report)
+    assert page.count("| mobilenetv3_small_050, stride 16 | + memory kept |") == 2
+
+
+@pytest.mark.slow
+def test_steps_whose_gradients_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(trained: torch.nn.Module, _: object) -> None:
+        adapted = any(isinstance(part, cpu_step._Adapted) for part in trained.modules())
+        for weight in trained.parameters():
+            weight.grad = torch.full_like(weight, 1.002 if adapted else 1.0)
+
+    monkeypatch.setattr(cpu_step, "backwards", other)
+    with pytest.raises(SystemExit, match=r"are 0\.002 of their size apart: nothing is timed"):
+        cpu_step.check(cpu_step.Setup(network="mobilenetv3_small_050", stride=16, size="64x64", batch=2, classes=3))
 
 
 @pytest.mark.slow
