@@ -1,23 +1,23 @@
 """Times a training step of the network on a CPU with and without what the package does there for its speed.
 
-    python benchmarks/cpu_step.py [--network NAME] [--stride 16] [--size 240x320] [--batch 4] [--classes 11] [--runs 7]
-                                  [--rounds 3] [--output FILE]
+    python benchmarks/cpu_step.py [--network NAME] [--stride 16] [--size 240x320] [--batch 4] [--classes 11] [--runs 25]
+                                  [--output FILE]
 
 The steps are of the trainer's own module, in single precision, of always the same network and batch of noise, and end
 in an optimizer's step. "as torch has it" is without both: gradients of dilated depthwise convolutions by a convolution
-forwards, and freed memory that the process keeps. Each kind runs in processes of its own, since what the C library does
-hangs on what it did before; the kinds take turns, and given are medians over all rounds. Checked first: the gradient of
-a step is the same with the convolutions as they are in torch.
+forwards, and freed memory that the process keeps. Each kind runs in a process of its own, since what the C library does
+hangs on what it did before; the processes take turns, a step each, and given are medians. Checked first: the gradient
+of a step is the same with the convolutions as they are in torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,7 +53,6 @@ class Setup(argparse.Namespace):
     batch: int
     classes: int
     runs: int
-    rounds: int
 
 
 def module(setup: Setup, adapted: bool) -> StageModule:
@@ -94,28 +93,49 @@ def check(setup: Setup) -> float:
     return apart
 
 
-def measure(setup: Setup, kind: str) -> list[float]:
-    """The seconds of some steps, after two first ones."""
+def take_steps(setup: Setup, kind: str) -> None:
+    """Takes a step for each line that comes in, and writes its seconds; the first two are not told."""
     adapted, keeps = KINDS[kind]
     trained, given = module(setup, adapted), batch(setup)
     optimizer = build_optimizer(trained.model, trained.stage, trained.config.optim)
-    times = []
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        backwards(trained, given)
+        optimizer.step()
+        return time.perf_counter() - start
+
     with kept_memory(CPU) if keeps else nullcontext():
-        for _ in range(2 + setup.runs):
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            backwards(trained, given)
-            optimizer.step()
-            times.append(time.perf_counter() - start)
-    return times[2:]
+        step()
+        step()
+        for _ in sys.stdin:
+            print(step(), flush=True)
 
 
-def in_a_process(kind: str) -> list[float]:
-    """What a new process measures."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", kind]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: list[float] = json.loads(done.stdout)
-    return found
+def as_long(seconds: Sequence[float], usual: Sequence[float]) -> float:
+    """How many times as long steps take, each beside the other kind's of the same turn: other programs slow both."""
+    return statistics.median(own / other for own, other in zip(seconds, usual, strict=True))
+
+
+class Stepping:
+    """A process that takes steps of a kind when asked."""
+
+    def __init__(self, kind: str) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", kind]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self) -> float:
+        """The seconds of one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """No more will be asked for."""
+        self._process.communicate()
 
 
 def main() -> None:
@@ -126,24 +146,27 @@ def main() -> None:
     parser.add_argument("--size", default="240x320", help="HEIGHTxWIDTH")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=11)
-    parser.add_argument("--runs", type=int, default=7, help="steps of a process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--runs", type=int, default=25, help="steps of each kind")
     parser.add_argument("--output", type=Path, help="JSON file; the table goes beside it as .txt")
     parser.add_argument("--child", choices=[*KINDS], help=argparse.SUPPRESS)
     setup = parser.parse_args(namespace=Setup())
     if setup.child:
-        print(json.dumps(measure(setup, setup.child)))
+        take_steps(setup, setup.child)
         return
     apart = check(setup)
     rows: dict[str, dict[str, list[float]]] = {kind: {"seconds": []} for kind in KINDS}
-    for _ in range(setup.rounds):
-        for kind, row in rows.items():
-            row["seconds"].extend(in_a_process(kind))
+    processes = {kind: Stepping(kind) for kind in KINDS}
+    for process in processes.values():
+        process.step()  # all are ready then
+    for _ in range(setup.runs):
+        for kind, process in processes.items():
+            rows[kind]["seconds"].append(process.step())
+    for process in processes.values():
+        process.end()
     lines = [f"{setup.network} at stride {setup.stride}, {setup.batch} images of {setup.size}, a step"]
-    usual = statistics.median(rows["as torch has it"]["seconds"])
     for kind, row in rows.items():
-        own = statistics.median(row["seconds"])
-        lines.append(f"{kind:22} {own:6.3f} s, {own / usual:5.2f} times as long")
+        own, share = statistics.median(row["seconds"]), as_long(row["seconds"], rows["as torch has it"]["seconds"])
+        lines.append(f"{kind:22} {own:6.3f} s, {share:5.2f} times as long")
     print("\n".join(lines))
     if setup.output:
         given = {name: value for name, value in vars(setup).items() if name not in ("output", "child")}

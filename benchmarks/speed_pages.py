@@ -207,20 +207,20 @@ def cpu_step(*reports: Report) -> str:
     rows = []
     for report in reports:
         setup = report["setup"]
-        usual = median(report["rows"]["as torch has it"]["seconds"])
+        usual = report["rows"]["as torch has it"]["seconds"]
         for kind, row in report["rows"].items():
             seconds = row["seconds"]
-            own = median(seconds)
+            share = median(own / other for own, other in zip(seconds, usual, strict=True))
             place = f"{setup['network']}, stride {setup['stride']}"
-            rows.append((place, kind, f"{own:.2f}", f"{min(seconds):.2f}", f"{own / usual:.2f}"))
-    setup = reports[0]["setup"]
+            rows.append((place, kind, f"{median(seconds):.2f}", f"{min(seconds):.2f}", f"{share:.2f}"))
+    setup = reports[0]["setup"]  # but for the stride the same in all
     return "\n\n".join(
         [
             "# What is done for a step of training on a CPU",
             f"{setup['batch']} images of {setup['size']}, {setup['classes']} classes, single precision, in seconds: "
-            f"the median of {setup['rounds']} rounds of {setup['runs']} steps in which the kinds take turns, and the "
-            "least. oneDNN has no fast gradient of dilated depthwise convolutions to their input, so it is made of a "
-            "convolution forwards; and memory that a step frees is kept for the next.",
+            "the median of steps that the kinds take in turns, the least, and the median of a step by the first kind's "
+            "of the same turn. oneDNN has no fast gradient of dilated depthwise convolutions to their input, so it is "
+            "made of a convolution forwards; and memory that a step frees is kept for the next.",
             markdown(["network", "step", "s", "least", "times as long"], rows),
             *(origin(report) for report in reports),
         ]

@@ -193,7 +193,7 @@ def test_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_steps_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = ("--network", "mobilenetv3_small_050", "--size", "64x64", "--batch", "2", "--runs", "2", "--rounds", "1")
+    size = ("--network", "mobilenetv3_small_050", "--size", "64x64", "--batch", "2", "--runs", "2")
     report = run_script(cpu_step, monkeypatch, tmp_path / "step.json", *size)
     assert {kind: len(row["seconds"]) for kind, row in report["rows"].items()} == dict.fromkeys(cpu_step.KINDS, 2)
     page = pages.speed_pages.cpu_step(report, report)

@@ -21,7 +21,7 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     """Keeps freed memory in the process while a stage trains on the CPU, and gives it back after.
 
     Every step frees what it has needed and asks for as much again. By glibc's rules much of it goes back to the system
-    in between, whose zeros are a tenth of a small network's step. Other C libraries are left alone.
+    in between, which fills it with zeros (benchmarks/cpu_step.py). Other C libraries are left alone.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
