@@ -243,8 +243,9 @@ class PiecewiseTrainer:
                 self.group.wait()
             self._load_best(folder)
             self._earlier.after(stage, folder)
+            judged = (folder / _BEST).is_file()
             self.group.wait()  # all have read before anything is written over or removed
-            if (folder / _BEST).is_file():
+            if judged:
                 known = [miou for miou in history["val_miou"] if not math.isnan(miou)]
                 self._judge.after(stage, folder, start, max(known, default=math.nan))
             else:
