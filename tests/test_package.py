@@ -55,7 +55,7 @@ def test_public_names() -> None:
         "piecewise_training.model": {"DenseCRF", "PiecewiseTrainedModel", "load_crf"},
         "piecewise_training.networks": {
             "ContextualCRF", "Decoder", "FCN8s", "FeatMapNet", "LargeFOV", "Pretrained", "Relation", "TimmSegmenter",
-            "build_unary", "read_state_dict", "adapt_to_cpu",
+            "adapt_to_cpu", "build_unary", "read_state_dict",
         },
         "piecewise_training.report": {
             "RECORD_FILE", "Parameter", "RunRecord", "Shown", "remove_pictures", "write_gallery", "write_page",

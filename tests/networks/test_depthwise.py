@@ -123,9 +123,9 @@ def test_other_gradients_stay_torchs(options: dict[str, Any]) -> None:
 def test_networks_are_adapted() -> None:
     network = build_unary("tf_efficientnet_lite0", 3, output_stride=8, pretrained=False)
     grouped = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
-    spared = [module for module in grouped if isinstance(module, _Adapted)]
-    assert {module for module in grouped if max(module.dilation) > 1} < set(spared)
-    assert 0 < len(spared) < len(grouped)
+    adapted = [module for module in grouped if isinstance(module, _Adapted)]
+    assert {module for module in grouped if max(module.dilation) > 1} < set(adapted)
+    assert 0 < len(adapted) < len(grouped)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
