@@ -12,7 +12,7 @@ ContextTraining = Literal["after", "together"]
 Loss = Literal["cross_entropy", "structured", "dice", "focal", "lovasz"]
 ClassWeights = Literal["none", "inverse", "median"]
 CRFImages = Literal["whole", "crops"]
-Precision = Literal["32", "bf16", "16", 32, 16]  # the numbers are what YAML makes of these without quotes
+Precision = Literal["32", "bf16", "16", "auto", 32, 16]  # the numbers are what YAML makes of these without quotes
 RelationName = Literal["surrounding", "above_below"]
 
 
@@ -274,7 +274,8 @@ class TrainConfig:
         class_weights: Weights of the classes in all losses, the CRF's too, counted from the training labels.
         ema: Decay of the mean of the weights over the steps, which is what is validated and kept; 0 takes the last.
         precision: 32-bit, or mixed with bfloat16 or (on a GPU) half precision. Bfloat16 slows down an x86 CPU without
-            AVX-512 or its extension AVX512_BF16.
+            AVX-512 or its extension AVX512_BF16; auto takes it on those with the extension or AMX, and on GPUs that
+            compute in it, else 32-bit.
         validate_every: Epochs from one validation to the next, counted back from a stage's last: that one is always
             validated.
         patience: Validations without a better mIoU after which a stage ends; 0 never ends it early.

@@ -108,14 +108,15 @@ def test_a_crf_that_harms_is_told() -> None:
     around = dict.fromkeys(("package", "torch", "device", "processor", "platform", "date"), "x")
     good, bad = result(9), result(0)
     assert good.scores.miou > bad.scores.miou
-    told = notes([], {}, around, {"unary alone": good, "+ CRF, default": bad, "+ CRF, learned": bad})
+    told = notes([], {}, "32", around, {"unary alone": good, "+ CRF, default": bad, "+ CRF, learned": bad})
     assert f"takes mIoU from {100 * good.scores.miou:.1f} to {100 * bad.scores.miou:.1f} here" in told[-1]
+    assert told[1].endswith("; precision 32")
     for results in (
         {"unary alone": bad, "+ CRF, learned": good},
         {"unary alone": good, "+ CRF, learned": bad, "joint, unary": bad, "joint, + CRF": good},
         {"unary alone": good},
     ):
-        assert len(notes([], {}, around, results)) == 3
+        assert len(notes([], {}, "32", around, results)) == 3
 
 
 def write(folder: Path, results: dict[str, Any], *, use_crf: bool = True) -> RunRecord:

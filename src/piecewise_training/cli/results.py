@@ -161,17 +161,18 @@ def learned_costs(model: PiecewiseTrainedModel) -> dict[str, list[Any]]:
 def notes(
     moved: Sequence[Parameter],
     history: Mapping[str, Any],
+    precision: str,
     surroundings: Mapping[str, str],
     results: Mapping[str, Result],
 ) -> list[str]:
-    """How the CRF's weights and bandwidths moved, how long the stages took, and on what, in words.
+    """How the CRF's weights and bandwidths moved, how long the stages took, in what precision and on what, in words.
 
     And a warning where the CRF ends below the network that it refines.
     """
     parts = ", ".join(f"{p.name} {p.before:.2f} -> {p.after:.2f}" for p in moved if not p.name.startswith("bias of "))
     spent = ", ".join(f"{stage} {sum(values['seconds']) / 60:.1f} min" for stage, values in history.items())
     made = ", ".join(surroundings[key] for key in ("package", "torch", "device", "processor", "platform", "date"))
-    told = [f"CRF parameters: {parts}", f"Training time: {spent}", f"Made with {made}"]
+    told = [f"CRF parameters: {parts}", f"Training time: {spent}; precision {precision}", f"Made with {made}"]
     for without, under in (("joint, unary", "joint, + CRF"), ("unary alone", "+ CRF, learned")):
         if without in results and under in results:
             before, after = (100 * results[name].scores.miou for name in (without, under))

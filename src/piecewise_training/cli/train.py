@@ -168,7 +168,7 @@ def _run(
         return
     tables.save_model(network, folder)
     moved = tables.parameters(network, start_values)
-    notes = tables.notes(moved, trainer.history, tables.surroundings(network), results)
+    notes = tables.notes(moved, trainer.history, trainer.precision, tables.surroundings(network), results)
     tables.write_results(
         folder,
         network,

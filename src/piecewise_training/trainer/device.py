@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,13 +44,15 @@ def accelerator(device: torch.device) -> str:
     return {"cuda": "gpu"}.get(device.type, device.type)
 
 
-def lightning_precision(precision: Precision, device: torch.device) -> Any:
-    """Lightning's name of a precision.
+def own_precision(precision: Precision, device: torch.device) -> str:
+    """The precision of a name, where "auto" stands for bf16 on a device that computes in it, else for 32.
 
     Raises:
         ValueError: the device cannot work in it.
     """
     name = str(precision)
+    if name == "auto":
+        return "bf16" if _computes_in_bfloat16(device) else "32"
     if name == "16" and device.type == "cpu":
         raise ValueError("`precision` 16 needs a GPU; on the CPU take bf16 or 32.")
     if name == "bf16" and device.type == "cpu" and (slow := _slow_bfloat16()):
@@ -60,7 +63,20 @@ def lightning_precision(precision: Precision, device: torch.device) -> Any:
             missing,
             times,
         )
+    return name
+
+
+def lightning_precision(name: str) -> Any:
+    """Lightning's name of a precision."""
     return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[name]
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, as far as torch knows."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    known = _capabilities()
+    return device.type == "cpu" and any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _slow_bfloat16() -> tuple[str, str] | None:
@@ -69,6 +85,10 @@ def _slow_bfloat16() -> tuple[str, str] | None:
         return None
     if torch.backends.cpu.get_cpu_capability() in _WITHOUT_AVX512:
         return "AVX-512", "ten times"
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in every torch
+    known = _capabilities()
     has = known.get("avx512_bf16", True) or known.get("amx_bf16", False)
     return None if has else ("AVX512_BF16", "twice")
+
+
+def _capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in every torch

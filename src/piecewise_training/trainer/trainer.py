@@ -29,7 +29,7 @@ from piecewise_training.trainer import stages
 from piecewise_training.trainer.callbacks import AbsentClasses, History, Pace, ProgressBar, checkpoints, mean_of_weights
 from piecewise_training.trainer.contexts import interruptible, quiet, restored_gradients
 from piecewise_training.trainer.counting import count_classes, labels_on_disk
-from piecewise_training.trainer.device import accelerator, best_device, lightning_precision
+from piecewise_training.trainer.device import accelerator, best_device, lightning_precision, own_precision
 from piecewise_training.trainer.earlier import EarlierNetwork
 from piecewise_training.trainer.judge import PREFIX, Judge
 from piecewise_training.trainer.memory import kept_memory
@@ -108,8 +108,8 @@ class PiecewiseTrainer:
         self.config = config
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.seed = seed
-        self._precision = lightning_precision(config.precision, self.device)
-        if self._precision == "bf16-mixed" and self.device.type == "cpu":
+        self.precision = own_precision(config.precision, self.device)  # what auto stands for here
+        if self.precision == "bf16" and self.device.type == "cpu":
             adapt_to_cpu(model.unary)  # which a network by name is already
         self.progress = progress
         self.history: dict[str, StageHistory] = {}
@@ -340,7 +340,7 @@ class PiecewiseTrainer:
             accelerator=accelerator(self.device),
             use_distributed_sampler=False,  # the loaders are shares already
             max_epochs=stage.epochs,
-            precision=self._precision,
+            precision=lightning_precision(self.precision),
             accumulate_grad_batches=optim.accumulate,
             gradient_clip_val=optim.clip or None,
             callbacks=callbacks,
