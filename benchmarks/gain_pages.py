@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from tables import MEASURES, Report, data_name, markdown, origin, percent
 
-STARTS = ("crf_gain", "crf_gain_seed1", "crf_gain_seed2")  # the recipe's runs, in the order of their seeds
+STARTS = ("crf_gain", "crf_gain_seed1", "crf_gain_seed2")  # with more epochs than the recipe's, in the order of seeds
 ALONE = "unary alone"
 SHORT = {"mIoU": 0, "pixel accuracy": 1, "boundary IoU": 2, "trimap, 4 px": MEASURES.index("trimap 4 px")}
 RANGED = ("mIoU", "trimap, 4 px")

@@ -290,7 +290,8 @@ def context_ablation(report: Report, title: str, what: str) -> str:
 # What is made from several results.
 SOURCES = {"crf_gain_starts": gain_pages.STARTS, "cpu_step": ("cpu_step", "cpu_step_stride8")}
 PAGES: dict[str, Callable[..., str]] = {
-    "crf_gain": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
+    "crf_gain_short": partial(gain_pages.crf_gain, title="What each step of the recipe brings"),
+    "crf_gain": partial(gain_pages.crf_gain, title="What each step brings from a first start"),
     "crf_gain_synthetic": gain_pages.crf_gain,
     "crf_gain_seed1": partial(gain_pages.crf_gain, title="What each step brings from a second start"),
     "crf_gain_seed2": partial(gain_pages.crf_gain, title="What each step brings from a third start"),
